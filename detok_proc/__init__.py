@@ -1,0 +1,1 @@
+"""The detokenizer: token ids to text, UTF-8-safe, with stop strings found on the way."""

@@ -1,0 +1,136 @@
+"""The state of all sequences on their way to text: Tokens in, Text and stop hits out. No I/O, no clock."""
+
+from __future__ import annotations
+
+import logging
+from itertools import accumulate
+from typing import Any
+
+from detok_proc.outgoing import Outgoing
+from detok_proc.sequence import Sequence
+from detok_proc.stop import StopMatcher
+from detok_proc.vocabulary import Vocabulary
+from ipc.messages import ERROR, STOP, Head, Logprobs, Refusal, Tail, Tokens
+
+log = logging.getLogger(__name__)
+
+
+class Detokenizer:
+    """All sequences that have begun and not ended."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._sequences: dict[int, Sequence] = {}
+        self._num_tokens = 0
+        self._num_failed = 0
+
+    def stats(self) -> dict[str, Any]:
+        """Figures of this process: sequences open now; tokens, and sequences that failed, since its start."""
+        return {"sequences": len(self._sequences), "tokens": self._num_tokens, "failed": self._num_failed}
+
+    def handle(self, tokens: Tokens) -> Outgoing:
+        """Take in what one step brought. Rows and tails of sequences that are not open are ignored.
+
+        A stop string ends its sequence before a Tail of the same message can. A sequence whose text cannot be made
+        ends with an ERROR, and the others go on.
+        """
+        out = Outgoing(tokens.time_ns)
+        for head in tokens.heads:
+            out.add_head(head)
+            self._open(head, out)
+        touched = self._take_rows(tokens, out)
+        for tail in tokens.tails:
+            sequence = self._sequences.get(tail.rid)
+            if sequence is not None:
+                touched.pop(tail.rid, None)
+                self._close(tail, sequence, out)
+        for rid, sequence in touched.items():
+            if sequence.text:
+                out.add_row(rid, sequence)
+        return out
+
+    def _open(self, head: Head, out: Outgoing) -> None:
+        output = head.output
+        decoder = self._vocabulary.new_decoder(output.skip_special_tokens)
+        sequence = self._sequences[head.rid] = Sequence(decoder, output.include_stop)
+        try:
+            if output.stop:
+                sequence.stops = StopMatcher(output.stop, output.include_stop)
+        except Exception:
+            self._fail(head.rid, sequence, out)
+
+    def _take_rows(self, tokens: Tokens, out: Outgoing) -> dict[int, Sequence]:
+        """Decode all rows. Gives the sequences that got any and are still open, by rid."""
+        self._num_tokens += len(tokens.rids)
+        sequences, time_ns = self._sequences, tokens.time_ns
+        silent = self._silent_ends(tokens.tails)
+        logprobs = tokens.logprobs
+        ends = list(accumulate(logprobs.counts)) if logprobs is not None else []
+        touched: dict[int, Sequence] = {}
+        for row, (rid, token_id) in enumerate(zip(tokens.rids, tokens.token_ids, strict=True)):
+            sequence = sequences.get(rid)
+            if sequence is None:
+                continue
+            touched[rid] = sequence
+            sequence.token_ids.append(token_id)
+            sequence.num_tokens += 1
+            sequence.first_token_ns = sequence.first_token_ns or time_ns
+            hit = None
+            try:
+                if logprobs is not None and logprobs.counts[row]:
+                    self._add_logprobs(sequence, logprobs, ends[row] - logprobs.counts[row], ends[row])
+                if not silent or silent.get(rid) != token_id:
+                    hit = sequence.decode(token_id)
+            except Exception:
+                del touched[rid]
+                self._fail(rid, sequence, out)
+            if hit is not None:
+                del touched[rid]
+                self._stop(rid, sequence, hit, out)
+        return touched
+
+    def _silent_ends(self, tails: list[Tail]) -> dict[int, int]:
+        """The tokens, by rid, that end a sequence with this message and that the client must not see."""
+        silent = {}
+        for tail in tails:
+            token_id, sequence = tail.stop_token, self._sequences.get(tail.rid)
+            if token_id is None or sequence is None or sequence.include_stop or self._vocabulary.shows_end(token_id):
+                continue
+            silent[tail.rid] = token_id
+        return silent
+
+    def _add_logprobs(self, sequence: Sequence, logprobs: Logprobs, start: int, end: int) -> None:
+        ids = logprobs.ids[start:end]
+        sequence.add_logprobs(ids, logprobs.values[start:end], [self._vocabulary.piece(item) for item in ids])
+
+    def _close(self, tail: Tail, sequence: Sequence, out: Outgoing) -> None:
+        """End a sequence as the scheduler says, unless its last text completes a stop string or cannot be made."""
+        try:
+            hit = sequence.flush()
+        except Exception:
+            self._fail(tail.rid, sequence, out)
+            return
+        if hit is not None:
+            self._stop(tail.rid, sequence, hit, out)
+        else:
+            self._end(tail, sequence, out)
+
+    def _stop(self, rid: int, sequence: Sequence, stop_string: str, out: Outgoing) -> None:
+        out.stopped.append(rid)
+        tail = Tail(rid, STOP, sequence.num_tokens, sequence.first_token_ns, out.time_ns, stop_string=stop_string)
+        self._end(tail, sequence, out)
+
+    def _fail(self, rid: int, sequence: Sequence, out: Outgoing) -> None:
+        """End a sequence because of the exception that is being handled."""
+        log.exception("sequence %d cannot be turned into text", rid)
+        self._num_failed += 1
+        out.stopped.append(rid)
+        refusal = Refusal(500, "server_error", "the output of this request could not be turned into text")
+        tail = Tail(rid, ERROR, sequence.num_tokens, sequence.first_token_ns, out.time_ns, refusal=refusal)
+        self._end(tail, sequence, out)
+
+    def _end(self, tail: Tail, sequence: Sequence, out: Outgoing) -> None:
+        del self._sequences[tail.rid]
+        if sequence.token_ids:
+            out.add_row(tail.rid, sequence)
+        out.add_tail(tail)

@@ -1,0 +1,76 @@
+"""What the answers of both generation endpoints have in common; `gateway.chat` and `gateway.completions` shape them."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from typing import Any
+
+import orjson
+
+from gateway.request import Job
+from gateway.sse import event
+from gateway.streams import Piece, Stream
+from ipc.messages import REASON_NAMES, Tail
+
+
+class Answer(ABC):
+    """Shapes what the sequences of one job bring: as one JSON body, or as the events of a stream."""
+
+    id_prefix: str
+    body_object: str
+    chunk_object: str
+
+    def __init__(self, job: Job, stream: Stream) -> None:
+        self._job = job
+        self._stream = stream
+        self._base = {
+            "id": self.id_prefix + job.request_id,
+            "object": self.chunk_object,
+            "created": int(time.time()),
+            "model": job.model,
+        }
+        # Most events differ in nothing but index and text: what is around these is serialised once.
+        self._is_plain = job.logprobs < 0 and not job.return_token_ids and not job.continuous_usage
+        self._before_index = b"data: " + orjson.dumps(self._base)[:-1] + b',"choices":[{"index":'
+        self._after_choice = b'],"usage":null}\n\n' if job.include_usage else b"]}\n\n"
+
+    def body(self, pieces: list[Piece]) -> bytes:
+        """The whole answer, from one piece for each choice."""
+        choices = [self._choice(piece) for piece in pieces]
+        whole = {"object": self.body_object, "choices": choices, "usage": self._stream.usage()}
+        return orjson.dumps(self._base | whole)
+
+    @abstractmethod
+    def events(self, piece: Piece) -> bytes:
+        """The events of a stream that a piece makes."""
+
+    def usage_event(self) -> bytes:
+        """The event after the last one, when the client asked for it."""
+        return event(orjson.dumps(self._base | {"choices": [], "usage": self._stream.usage()}))
+
+    @abstractmethod
+    def _choice(self, piece: Piece) -> dict[str, Any]:
+        """The entry of `choices` for a whole sequence."""
+
+    def _event(self, choice: dict[str, Any]) -> bytes:
+        """An event with one choice in it."""
+        chunk: dict[str, Any] = self._base | {"choices": [choice]}
+        if self._job.continuous_usage:
+            chunk["usage"] = self._stream.usage()
+        elif self._job.include_usage:
+            chunk["usage"] = None
+        return event(orjson.dumps(chunk))
+
+    def _token_ids(self, piece: Piece) -> dict[str, list[int]]:
+        """The field with the token ids, for those who asked for it."""
+        return {"token_ids": piece.token_ids.tolist()} if self._job.return_token_ids else {}
+
+    def _end(self, tail: Tail | None) -> dict[str, Any]:
+        """Why a choice ended: the reason, and the stop string or the token of `stop_token_ids` that it met."""
+        if tail is None:
+            return {"finish_reason": None}
+        stop: str | int | None = tail.stop_string
+        if stop is None and tail.stop_token in self._job.generates[0].sampling.stop_token_ids:
+            stop = tail.stop_token
+        return {"finish_reason": REASON_NAMES[tail.reason], "stop_reason": stop}

@@ -1,0 +1,80 @@
+"""The one error body that clients see, and the exception that carries it from wherever a request fails."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NoReturn
+
+from aiohttp import web
+
+from gateway.json_response import json_response
+from ipc.messages import Refusal
+
+MAX_MESSAGE_CHARS = 1000
+SHOWN_NAME_CHARS = 100  # of a client's own words inside a message
+
+# OpenAI's error type for each status that this server sends.
+KINDS = {
+    400: "invalid_request_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "timeout_error",
+    413: "invalid_request_error",
+    415: "invalid_request_error",
+    417: "invalid_request_error",
+    429: "overloaded_error",
+    500: "server_error",
+    503: "unavailable_error",
+}
+
+# 429 says "try again soon", 503 "this server cannot now". Clients obey these; they retry on their own otherwise.
+RETRY_HEADERS = {
+    429: {"Retry-After": "1", "retry-after-ms": "1000"},
+    503: {"Retry-After": "5"},
+}
+
+
+class ApiError(Exception):
+    """A request ends with this error instead of an answer.
+
+    `param` names the field at fault as a path into the request body, such as `messages[1].content`.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        kind: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = shorten(message, MAX_MESSAGE_CHARS)
+        self.param = None if param is None else shorten(param, SHOWN_NAME_CHARS)
+        self.kind = kind or KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
+        self.headers = {**RETRY_HEADERS.get(status, {}), **(headers or {})}
+
+    @classmethod
+    def of(cls, refusal: Refusal) -> ApiError:
+        """The error that a refusal from inside the ring stands for."""
+        return cls(refusal.status, refusal.message, refusal.param or None, refusal.kind)
+
+    def body(self) -> dict[str, object]:
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.status}}
+
+    def response(self) -> web.Response:
+        response = json_response(self.body(), self.status, self.headers)
+        if self.status in (408, 413):
+            response.force_close()  # the rest of the request may still be on its way
+        return response
+
+
+def refuse(message: str, param: str | None = None) -> NoReturn:
+    """End the request with 400: the client's mistake."""
+    raise ApiError(400, message, param)
+
+
+def shorten(text: str, limit: int) -> str:
+    """The text, cut where it is longer than `limit` characters."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."

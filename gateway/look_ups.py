@@ -1,0 +1,53 @@
+"""The endpoints that ask the tokenizer and generate nothing: /tokenize and /detokenize."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from gateway.body import read_json
+from gateway.engine import Engine
+from gateway.errors import refuse
+from gateway.json_response import json_response
+from gateway.parameters import UNSUPPORTED_TOKENIZE
+from gateway.request import chat_map
+from gateway.ring import RingView
+from gateway.schemas import DetokenizeRequest, TokenizeChatRequest, TokenizeTextRequest, parse
+
+
+class LookUps:
+    """The handlers."""
+
+    def __init__(self, engine: Engine, ring: RingView, max_body_bytes: int) -> None:
+        self._engine = engine
+        self._ring = ring
+        self._max_body_bytes = max_body_bytes
+
+    async def tokenize(self, request: web.Request) -> web.Response:
+        model = self._ring.admit()
+        body = await read_json(request, self._max_body_bytes)
+        if "messages" in body and "prompt" in body:
+            refuse("prompt: give either prompt or messages", "prompt")
+        text: str | None = None
+        chat: dict[str, Any] | None = None
+        question: TokenizeTextRequest | TokenizeChatRequest
+        if "messages" in body:
+            question = parse(TokenizeChatRequest, body, UNSUPPORTED_TOKENIZE)
+            chat = chat_map(question)
+        else:
+            question = parse(TokenizeTextRequest, body, UNSUPPORTED_TOKENIZE)
+            text = question.prompt
+        self._ring.name_for(question.model)
+        token_ids = await self._engine.tokenize(text, chat, question.add_special_tokens)
+        return json_response(
+            {"count": len(token_ids), "max_model_len": model.max_model_len, "tokens": token_ids.tolist()}
+        )
+
+    async def detokenize(self, request: web.Request) -> web.Response:
+        model = self._ring.admit()
+        question = parse(DetokenizeRequest, await read_json(request, self._max_body_bytes), {})
+        self._ring.name_for(question.model)
+        if question.tokens and max(question.tokens) >= model.vocab_size:
+            refuse(f"tokens: ids must be below {model.vocab_size}, the size of the vocabulary", "tokens")
+        return json_response({"prompt": await self._engine.detokenize(question.tokens)})

@@ -1,0 +1,105 @@
+"""The gateway's process: one event loop that joins the HTTP port and the ring."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import uvloop
+
+from gateway.app import build_app
+from gateway.engine import Engine
+from gateway.errors import ApiError
+from gateway.ring import RingView
+from gateway.server import Port
+from ipc.messages import Beat, Drain, Drained, Loading, LookUp, ModelFiles, RingState, Shutdown, Text
+from ipc.process import FatalError, Process
+from ipc.sockets import AsyncInbox
+
+MAX_BODY_MIB = 48  # a prompt travels in one message of the ring, and that may have 64 MiB
+CUT_GRACE_S = 2.0  # for the last words of requests that are cut
+
+log = logging.getLogger(__name__)
+
+
+def serve(process: Process) -> None:
+    """Serve until shutdown. Raises FatalError when the port cannot be had."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(Gateway(process).run())
+
+
+class Gateway:
+    """The gateway's parts, and the life cycle that the supervisor's messages drive."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._ring = RingView(process.config.served_model_name)
+        self._engine = Engine(process.peer("tokenizer").send)
+        self._stopped = asyncio.Event()
+        self._drain: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        config = self._process.config
+        if config.max_body_mib > MAX_BODY_MIB:
+            raise FatalError(f"--max-body-mib is {config.max_body_mib}, but a body may have {MAX_BODY_MIB} at most")
+        port = Port(build_app(self._engine, self._ring, config.max_body_mib << 20))
+        url = await port.open(config.host, config.port)
+        inbox = AsyncInbox(self._process.inbox, asyncio.get_running_loop(), self._on_message)
+        self._process.ready(url=url)
+        await self._stopped.wait()
+        self._engine.fail_all(ApiError(503, "the server is shutting down"))
+        await port.close()
+        inbox.close()
+
+    def _on_message(self, message: Any) -> None:
+        """Take a message in. Whatever it holds, the loop lives on and the messages after it are taken."""
+        self._process.progress += 1
+        try:
+            self._handle(message)
+        except Exception:
+            log.exception("a %s could not be handled", type(message).__name__)
+        self._process.stats = self._engine.in_flight()
+
+    def _handle(self, message: Any) -> None:
+        match message:
+            case Text():
+                self._engine.on_text(message)
+            case LookUp():
+                self._engine.on_look_up(message)
+            case RingState():
+                self._ring.update(message)
+                if self._ring.lost:
+                    lost = ", ".join(self._ring.lost)
+                    self._engine.fail_all(ApiError(503, f"the server has lost a process ({lost})"))
+            case ModelFiles() | Loading() | Beat():
+                self._ring.update(message)
+            case Drain(timeout_s=timeout_s):
+                self._start_drain(timeout_s)
+            case Shutdown():
+                self._process.running = False
+                self._stopped.set()
+            case _:
+                log.warning("a %s is not for the gateway", type(message).__name__)
+
+    def _start_drain(self, timeout_s: float) -> None:
+        """Take no new requests; a later Drain replaces an earlier one's deadline."""
+        self._ring.draining = True
+        if self._drain is not None:
+            self._drain.cancel()
+        self._drain = asyncio.get_running_loop().create_task(self._drain_within(timeout_s))
+
+    async def _drain_within(self, timeout_s: float) -> None:
+        aborted = 0
+        if not await self._idle_within(timeout_s):
+            aborted = self._engine.fail_all(ApiError(503, "the server is shutting down"))
+            await self._idle_within(CUT_GRACE_S)
+        self._process.peer("supervisor").send(Drained(self._process.name, aborted))
+
+    async def _idle_within(self, timeout_s: float) -> bool:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._engine.idle()
+        except TimeoutError:
+            return False
+        return True

@@ -1,0 +1,68 @@
+"""Which request parameters exist: those that work are in `gateway.schemas`, the others here with their neutral values.
+
+No parameter is accepted and then ignored. One that this server knows but cannot serve is accepted at a value that asks
+for nothing, and refused by name otherwise; so is a name that nobody knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from typing import Any
+
+from gateway.errors import SHOWN_NAME_CHARS, refuse, shorten
+
+# Parameter -> the values, beside null, that ask for nothing.
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "allowed_token_ids": (),
+    "bad_words": ([],),
+    "length_penalty": (1, 1.0),
+    "priority": (0,),
+    "prompt_logprobs": (),
+    "response_format": ({"type": "text"},),
+    "session_id": (),
+    "structured_outputs": (),
+    "timeout_ms": (),
+    "use_beam_search": (False,),
+}
+UNSUPPORTED_CHAT: dict[str, tuple[Any, ...]] = _UNSUPPORTED | {
+    "chat_template": (),
+    "include_reasoning": (True,),
+    "parallel_tool_calls": (True,),
+    "reasoning_effort": ("none",),
+    "tool_choice": ("none",),
+    "tools": (),
+}
+UNSUPPORTED_COMPLETION: dict[str, tuple[Any, ...]] = _UNSUPPORTED | {
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
+}
+UNSUPPORTED_TOKENIZE: dict[str, tuple[Any, ...]] = {
+    "chat_template": (),
+    "return_token_strs": (False,),
+    "tools": (),
+}
+
+
+def supplied(
+    body: Mapping[str, Any], supported: Container[str], unsupported: Mapping[str, tuple[Any, ...]]
+) -> dict[str, Any]:
+    """What of a body asks for something: its nulls and neutral values left out.
+
+    Raises ApiError 400 for a parameter that is unknown, or unsupported at its value.
+    """
+    kept = {}
+    for name, value in body.items():
+        if name in supported:
+            if value is not None:
+                kept[name] = value
+        elif name not in unsupported:
+            refuse(f"Unrecognized request argument supplied: {shorten(name, SHOWN_NAME_CHARS)}", name)
+        elif value is not None and not _is_one_of(value, unsupported[name]):
+            refuse(f"{name}: this server does not support the parameter at this value", name)
+    return kept
+
+
+def _is_one_of(value: Any, neutral: tuple[Any, ...]) -> bool:
+    # By type as well: True equals 1, but is no integer here.
+    return any(type(value) is type(choice) and value == choice for choice in neutral)

@@ -1,0 +1,229 @@
+"""From a request body to what goes round the ring, and what its answer must show."""
+
+from __future__ import annotations
+
+import random
+import time
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from gateway.errors import refuse
+from gateway.parameters import UNSUPPORTED_CHAT, UNSUPPORTED_COMPLETION
+from gateway.ring import RingView
+from gateway.schemas import (
+    MAX_SEQUENCES,
+    ChatInput,
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    parse,
+)
+from ipc.codec import INT64_MAX, Ids
+from ipc.messages import Generate, ModelFiles, Output, Sampling
+
+COMPLETION_MAX_TOKENS = 16  # OpenAI's default for text completions; a chat may fill the context
+MAX_BIAS = 100.0
+MAX_TEMPLATE_KWARGS_BYTES = 64 << 10
+SEED_BITS = 62  # choice i uses seed + i, which must fit 64 bits as well
+
+# What the chat template gets from elsewhere; its extra variables must not replace these.
+TEMPLATE_NAMES = ("messages", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize", "tools")
+
+
+@dataclass(slots=True)
+class Job:
+    """One HTTP request for generation, understood. Sequence `i * n + c` is choice c of prompt i."""
+
+    model: str  # the name that the client knows it by
+    request_id: str
+    n: int
+    generates: list[Generate]  # one a prompt; their rids are given out when they are sent
+    logprobs: int  # alternatives shown beside each token; -1 shows no log-probabilities
+    return_token_ids: bool
+    stream: bool
+    include_usage: bool
+    continuous_usage: bool
+
+
+def chat_job(body: dict[str, Any], ring: RingView, request_id: str) -> Job:
+    """A body of /v1/chat/completions as a job; `request_id` is used when the body has none. Raises ApiError."""
+    request = parse(ChatRequest, body, UNSUPPORTED_CHAT)
+    if request.top_logprobs is not None and not request.logprobs:
+        refuse("top_logprobs: needs logprobs to be true", "top_logprobs")
+    logprobs = (request.top_logprobs or 0) if request.logprobs else -1
+    max_tokens = request.max_completion_tokens or request.max_tokens or 0
+    return _job(request, ring, request_id, [chat_map(request)], max_tokens, logprobs)
+
+
+def completion_job(body: dict[str, Any], ring: RingView, request_id: str) -> Job:
+    """A body of /v1/completions as a job; `request_id` is used when the body has none. Raises ApiError."""
+    request = parse(CompletionRequest, body, UNSUPPORTED_COMPLETION)
+    count = len(request.prompt)
+    if request.n * count > MAX_SEQUENCES:
+        refuse(f"n: {request.n} choices for each of {count} prompts are more than {MAX_SEQUENCES} sequences", "n")
+    model = ring.admit()
+    for index, prompt in enumerate(request.prompt):
+        if not isinstance(prompt, str):
+            _check_prompt_ids(prompt, model, f"prompt[{index}]" if count > 1 else "prompt")
+    max_tokens = request.max_tokens or COMPLETION_MAX_TOKENS
+    logprobs = -1 if request.logprobs is None else request.logprobs
+    return _job(request, ring, request_id, request.prompt, max_tokens, logprobs)
+
+
+def chat_map(request: ChatInput) -> dict[str, Any]:
+    """The conversation as plain data for the tokenizer, absent fields left out; contents are texts or text parts."""
+    kwargs = request.chat_template_kwargs
+    for name in TEMPLATE_NAMES:
+        if name in kwargs:
+            refuse(f"chat_template_kwargs.{name}: not a variable of the template", f"chat_template_kwargs.{name}")
+    if len(orjson.dumps(kwargs)) > MAX_TEMPLATE_KWARGS_BYTES:
+        refuse(f"chat_template_kwargs: larger than {MAX_TEMPLATE_KWARGS_BYTES} bytes", "chat_template_kwargs")
+    if request.continue_final_message and request.add_generation_prompt:
+        refuse(
+            "continue_final_message: the final message is continued or a new one is begun, not both",
+            "continue_final_message",
+        )
+    if request.add_generation_prompt is None:
+        add_generation_prompt = not request.continue_final_message
+    else:
+        add_generation_prompt = request.add_generation_prompt
+    return {
+        "messages": [_plain_message(message, index) for index, message in enumerate(request.messages)],
+        "add_generation_prompt": add_generation_prompt,
+        "continue_final_message": request.continue_final_message,
+        "chat_template_kwargs": kwargs,
+    }
+
+
+def _plain_message(message: ChatMessage, index: int) -> dict[str, Any]:
+    if (message.role == "tool") != (message.tool_call_id is not None):
+        wrong = "a tool message needs it" if message.role == "tool" else "only a tool message has it"
+        refuse(f"messages[{index}].tool_call_id: {wrong}", f"messages[{index}].tool_call_id")
+    return message.model_dump(exclude_none=True)
+
+
+def _job(
+    request: GenerationRequest,
+    ring: RingView,
+    request_id: str,
+    prompts: Sequence[str | Ids | dict[str, Any]],
+    max_tokens: int,
+    logprobs: int,
+) -> Job:
+    name = ring.name_for(request.model)
+    options = request.stream_options
+    if options is not None and not request.stream:
+        refuse("stream_options: needs stream to be true", "stream_options")
+    if request.request_id and request.rid and request.request_id != request.rid:
+        refuse("rid: is another name of request_id, and they differ", "rid")
+    request_id = request.request_id or request.rid or request_id
+    sampling = _sampling(request, ring.admit(), max_tokens, logprobs)
+    output = Output(
+        stop=request.stop,
+        include_stop=request.include_stop_str_in_output,
+        skip_special_tokens=request.skip_special_tokens,
+    )
+    now = time.monotonic_ns()
+    generates = [
+        Generate(
+            rid=0,
+            request_id=request_id,
+            n=request.n,
+            text=prompt if isinstance(prompt, str) else None,
+            ids=prompt if isinstance(prompt, array) else None,
+            chat=prompt if isinstance(prompt, dict) else None,
+            sampling=sampling,
+            output=output,
+            priority=0,
+            cache_salt=request.cache_salt or "",
+            received_ns=now,
+        )
+        for prompt in prompts
+    ]
+    return Job(
+        model=name,
+        request_id=request_id,
+        n=request.n,
+        generates=generates,
+        logprobs=logprobs,
+        return_token_ids=request.return_token_ids,
+        stream=request.stream,
+        include_usage=bool(options and options.include_usage),
+        continuous_usage=bool(options and options.continuous_usage_stats),
+    )
+
+
+def _sampling(request: GenerationRequest, model: ModelFiles, max_tokens: int, logprobs: int) -> Sampling:
+    """How to sample: the client's word, else the model's own default, else OpenAI's."""
+
+    def choose(given: Any, name: str, neutral: float) -> Any:
+        return model.defaults.get(name, neutral) if given is None else given
+
+    temperature = float(choose(request.temperature, "temperature", 1.0))
+    if request.n > 1 and temperature == 0:
+        refuse("n: more than one choice needs a temperature above 0, or all choices are the same", "n")
+    longest = max_tokens or model.max_model_len
+    if request.min_tokens > longest:
+        refuse(f"min_tokens: {request.min_tokens} is more than the {longest} tokens of the output", "min_tokens")
+    top_k = choose(request.top_k, "top_k", 0)
+    bias = _bias(request.logit_bias, model)
+    return Sampling(
+        temperature=temperature,
+        top_k=top_k if 0 < top_k < model.vocab_size else 0,
+        top_p=float(choose(request.top_p, "top_p", 1.0)),
+        min_p=float(choose(request.min_p, "min_p", 0.0)),
+        repetition_penalty=float(choose(request.repetition_penalty, "repetition_penalty", 1.0)),
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        bias_ids=array("i", bias.keys()),
+        bias_values=list(bias.values()),
+        seed=_seed(request),
+        logprobs=logprobs,
+        max_tokens=max_tokens,
+        min_tokens=request.min_tokens,
+        stop_token_ids=_stop_token_ids(request.stop_token_ids, model),
+        ignore_eos=request.ignore_eos,
+    )
+
+
+def _seed(request: GenerationRequest) -> int:
+    if request.seed is None:
+        return random.getrandbits(SEED_BITS)
+    if request.seed > INT64_MAX - (request.n - 1):
+        refuse("seed: choice i uses seed + i, which must fit 64 bits", "seed")
+    return request.seed
+
+
+def _bias(logit_bias: dict[str, float], model: ModelFiles) -> dict[int, float]:
+    bias = {}
+    for key, value in logit_bias.items():
+        where = f"logit_bias.{key}"
+        # A canonical decimal number: int() would read " 5", "+5" and "0_5" as well.
+        if not (key.isascii() and key.isdigit() and len(key) <= 10 and str(int(key)) == key):
+            refuse(f"{where}: the key must be a token id", where)
+        if int(key) >= model.vocab_size:
+            refuse(f"{where}: the token id must be below {model.vocab_size}, the size of the vocabulary", where)
+        bias[int(key)] = max(-MAX_BIAS, min(MAX_BIAS, value))
+    return bias
+
+
+def _stop_token_ids(token_ids: list[int], model: ModelFiles) -> Ids:
+    for index, token_id in enumerate(token_ids):
+        if token_id >= model.vocab_size:
+            where = f"stop_token_ids[{index}]"
+            refuse(f"{where}: the token id must be below {model.vocab_size}, the size of the vocabulary", where)
+    return array("i", token_ids)
+
+
+def _check_prompt_ids(ids: Ids, model: ModelFiles, where: str) -> None:
+    if len(ids) >= model.max_model_len:
+        refuse(
+            f"{where}: {len(ids)} tokens leave no room for output in the context of {model.max_model_len} tokens", where
+        )
+    if max(ids) >= model.vocab_size:
+        refuse(f"{where}: token ids must be below {model.vocab_size}, the size of the vocabulary", where)

@@ -1,0 +1,100 @@
+"""What the gateway knows of the ring: which processes are ready, which model it is, what everybody's figures are."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from gateway.errors import SHOWN_NAME_CHARS, ApiError, shorten
+from ipc.messages import Beat, Loading, ModelFiles, RingState
+
+
+class RingView:
+    """Filled by the messages of the supervisor; asked by the handlers."""
+
+    def __init__(self, served_names: list[str]) -> None:
+        self.draining = False
+        self.model: ModelFiles | None = None
+        self._created = int(time.time())
+        self._served_names = served_names
+        self._states: dict[str, str] = {}
+        self._loading: Loading | None = None
+        self._beats: dict[str, tuple[Beat, float]] = {}
+
+    def update(self, message: RingState | ModelFiles | Loading | Beat) -> None:
+        match message:
+            case RingState():
+                self._states = message.states
+            case ModelFiles():
+                self.model = message
+            case Loading():
+                self._loading = message
+            case Beat():
+                self._beats[message.process] = (message, time.monotonic())
+
+    @property
+    def lost(self) -> list[str]:
+        """The processes that have died."""
+        return [name for name, state in self._states.items() if state == "lost"]
+
+    @property
+    def names(self) -> list[str]:
+        """The names that clients know the model by; the first one is shown. None before the model is known."""
+        return self._served_names or ([self.model.name] if self.model else [])
+
+    def obstacle(self) -> str | None:
+        """Why no request can be served now, as a sentence for the client; None when all is well."""
+        if self.draining:
+            return "the server is shutting down"
+        waiting = [f"{name} is {state}" for name, state in sorted(self._states.items()) if state != "ready"]
+        if waiting or self.model is None:
+            return "the server is not ready: " + (", ".join(waiting) or "the model is not known yet")
+        return None
+
+    def admit(self) -> ModelFiles:
+        """The model, when requests can be served now. Raises ApiError 503."""
+        obstacle = self.obstacle()
+        if obstacle is not None or self.model is None:
+            raise ApiError(503, obstacle or "the model is not known yet")
+        return self.model
+
+    def name_for(self, requested: str | None) -> str:
+        """The served name that a request means; without one, the first. Raises ApiError 404 for any other."""
+        if requested is None:
+            return self.names[0]
+        if requested not in self.names:
+            shown = shorten(requested, SHOWN_NAME_CHARS)
+            have = ", ".join(self.names)
+            raise ApiError(404, f"the model {shown!r} does not exist; this server has {have}", "model")
+        return requested
+
+    def readiness(self) -> dict[str, Any]:
+        """Who is ready, and how far the model is: the details of `/ready`."""
+        loading = self._loading
+        return {
+            "states": self._states,
+            "loading": loading and {"phase": loading.phase, "done": loading.done, "total": loading.total},
+        }
+
+    def model_cards(self) -> list[dict[str, Any]]:
+        """The entries of `/v1/models`, one a name. Raises ApiError 503 before the model is known."""
+        if self.model is None:
+            raise ApiError(503, "the model is not known yet")
+        return [
+            {
+                "id": name,
+                "object": "model",
+                "created": self._created,
+                "owned_by": "quintet",
+                "max_model_len": self.model.max_model_len,
+            }
+            for name in self.names
+        ]
+
+    def loads(self) -> dict[str, Any]:
+        """The last figures of every process, and how old they are in seconds."""
+        now = time.monotonic()
+        return {
+            name: {"age_s": round(now - arrived, 3), "progress": beat.progress, **beat.stats}
+            for name, (beat, arrived) in sorted(self._beats.items())
+        }

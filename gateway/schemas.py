@@ -1,0 +1,232 @@
+"""The request bodies of the HTTP API: names, types and ranges of the parameters that work.
+
+Types are strict: a number is not read from a string, a boolean is no integer. Null means absent, and is gone before a
+body gets here (`gateway.parameters`); integers fit 64 bits and numbers are finite (`gateway.body`).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Tag,
+    ValidationError,
+)
+
+from gateway.body import Path, field_path
+from gateway.errors import ApiError, refuse
+from gateway.parameters import supplied
+from ipc.codec import Ids
+
+MAX_PROMPTS = 1024
+MAX_CHOICES = 128
+MAX_SEQUENCES = 1024  # prompts x choices of one request
+MAX_LOGPROBS = 20
+MAX_TOKEN_ID = 2**31 - 1  # ids travel as 32-bit integers
+
+
+class Schema(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _without_nulls(value: Any) -> Any:
+    """Clients send a message back as they got it, with all that it did not have as null or as an empty list."""
+    if isinstance(value, dict):
+        return {name: item for name, item in value.items() if item is not None and item != []}
+    return value
+
+
+def _prompts(value: Any) -> list[str | Ids]:
+    """A prompt in any of its four shapes - text, texts, ids, lists of ids - as a list of texts or of id arrays."""
+    if type(value) is str:
+        value = [value]
+    if type(value) is not list:
+        refuse("prompt: expected a string, a list of strings, a list of token ids or a list of such lists", "prompt")
+    if not value:
+        refuse("prompt: the list is empty", "prompt")
+    if type(value[0]) is int:
+        return [_ids(value, "prompt")]
+    if len(value) > MAX_PROMPTS:
+        refuse(f"prompt: at most {MAX_PROMPTS} prompts in one request, got {len(value)}", "prompt")
+    prompts: list[str | Ids] = []
+    for index, prompt in enumerate(value):
+        where = f"prompt[{index}]" if len(value) > 1 else "prompt"
+        if type(prompt) is not type(value[0]) or type(prompt) not in (str, list):
+            refuse(f"{where}: expected strings only, token ids only, or lists of token ids only", where)
+        if not prompt:
+            refuse(f"{where}: the prompt is empty", where)
+        prompts.append(prompt if type(prompt) is str else _ids(prompt, where))
+    return prompts
+
+
+def _ids(values: list[Any], where: str) -> Ids:
+    if set(map(type, values)) != {int}:
+        refuse(f"{where}: token ids must be integers", where)
+    if min(values) < 0 or max(values) > MAX_TOKEN_ID:
+        refuse(f"{where}: token ids must be between 0 and {MAX_TOKEN_ID}", where)
+    return array("i", values)
+
+
+def _ids_or_none(values: Any) -> Ids:
+    if type(values) is not list:
+        refuse("tokens: expected a list of token ids", "tokens")
+    return _ids(values, "tokens") if values else array("i")
+
+
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
+StopString = Annotated[str, Field(min_length=1, max_length=1024)]
+RequestId = Annotated[str, Field(pattern=r"^[ -~]{1,256}$")]
+Prompts = Annotated[list[str | Ids], PlainValidator(_prompts)]
+
+
+class StreamOptions(Schema):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class GenerationRequest(Schema):
+    """What chat and text completions have in common."""
+
+    model: str | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] = 0
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    stop: Annotated[list[StopString], BeforeValidator(_as_list), Field(max_length=4)] = []
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=1024)] = []
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
+    seed: int | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=1024)] = {}
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    return_token_ids: bool = False
+    request_id: RequestId | None = None
+    rid: RequestId | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    # Accepted, and nothing comes of them: no state is stored, nobody is billed.
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+
+class TextPart(Schema):
+    type: Literal["text"]
+    text: str
+
+
+def _content_kind(value: Any) -> str:
+    return "parts" if isinstance(value, list) else "text"
+
+
+class ChatMessage(Schema):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[
+        Annotated[str, Tag("text")] | Annotated[list[TextPart], Tag("parts"), Field(min_length=1, fail_fast=True)],
+        Discriminator(_content_kind),
+    ]
+    name: str | None = None
+    tool_call_id: str | None = None
+
+
+Messages = Annotated[list[Annotated[ChatMessage, BeforeValidator(_without_nulls)]], Field(min_length=1, fail_fast=True)]
+
+
+class ChatInput(Schema):
+    """A conversation, and how the chat template turns it into a prompt."""
+
+    messages: Messages
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    chat_template_kwargs: dict[str, Any] = {}
+
+
+class ChatRequest(ChatInput, GenerationRequest):
+    """POST /v1/chat/completions"""
+
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+
+
+class CompletionRequest(GenerationRequest):
+    """POST /v1/completions"""
+
+    prompt: Prompts
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+
+
+class TokenizeTextRequest(Schema):
+    """POST /tokenize of a text"""
+
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool = True
+
+
+class TokenizeChatRequest(ChatInput):
+    """POST /tokenize of a conversation"""
+
+    model: str | None = None
+    add_special_tokens: bool = False
+
+
+class DetokenizeRequest(Schema):
+    """POST /detokenize"""
+
+    model: str | None = None
+    tokens: Annotated[Ids, PlainValidator(_ids_or_none)]
+
+
+AnySchema = TypeVar("AnySchema", bound=Schema)
+
+
+def parse(schema: type[AnySchema], body: dict[str, Any], unsupported: Mapping[str, tuple[Any, ...]]) -> AnySchema:
+    """A body as its schema. Raises ApiError 400, which tells the first thing that is wrong."""
+    body = supplied(body, schema.model_fields, unsupported)
+    try:
+        return schema.model_validate(body)
+    except ValidationError as error:
+        _refuse_first(error, body)
+
+
+def _refuse_first(error: ValidationError, body: dict[str, Any]) -> NoReturn:
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    name = field_path(_path_in(body, first["loc"], first["type"]))
+    if first["type"] == "extra_forbidden":
+        raise ApiError(400, f"Unrecognized request argument supplied: {name}", name)
+    raise ApiError(400, f"{name}: {first['msg'][0].lower()}{first['msg'][1:]}", name)
+
+
+def _path_in(body: Any, location: tuple[Any, ...], kind: str) -> Path:
+    """A pydantic location without the steps that exist in the schema alone, such as the branch of a union."""
+    path: list[str | int] = []
+    for step in location:
+        if (isinstance(body, dict) and step in body) or (isinstance(body, list) and isinstance(step, int)):
+            path.append(step)
+            body = body[step]
+        elif kind == "missing" and step == location[-1]:
+            path.append(step)
+    return tuple(path)

@@ -1,0 +1,141 @@
+"""The HTTP port: binding it, the connections on it, and the limits that hold before a handler sees a request."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from typing import Any
+
+import orjson
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from gateway.errors import ApiError, shorten
+from ipc.process import FatalError
+
+BACKLOG = 4096
+MAX_CONNECTIONS = 4096
+KEEPALIVE_S = 75.0  # longer than load balancers keep theirs, so that it is never us who close one they still use
+HEAD_DEADLINE_S = 10.0
+LINGER_S = 2.0  # how long the rest of a refused body is read, so that its sender gets to see the answer
+SHUTDOWN_S = 2.0  # for handlers that are still at work when the port closes
+
+log = logging.getLogger(__name__)
+
+
+class Port:
+    """The open port of an application. Handlers whose client leaves are cancelled."""
+
+    def __init__(self, app: web.Application) -> None:
+        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S)
+        self._server: asyncio.Server | None = None
+        self.num_connections = 0
+
+    async def open(self, host: str, port: int) -> str:
+        """Bind and serve; the URL to reach it by. Port 0 takes a free one. Raises FatalError."""
+        await self._runner.setup()
+        loop = asyncio.get_running_loop()
+        try:
+            self._server = await loop.create_server(self._connect, host, port, backlog=BACKLOG)
+        except OSError as error:
+            await self._runner.cleanup()
+            raise FatalError(_why_not(error, host, port)) from None
+        bound = self._server.sockets[0].getsockname()[1]
+        return f"http://{f'[{host}]' if ':' in host else host}:{bound}"
+
+    async def close(self) -> None:
+        """Take no more connections, give handlers a moment, close all connections."""
+        if self._server is not None:
+            self._server.close()
+            await self._runner.cleanup()
+            await self._server.wait_closed()
+
+    def _connect(self) -> Connection:
+        manager = self._runner.server
+        assert manager is not None
+        # Access lines are not aiohttp's business here; nor are its defaults, which keep a connection for an hour.
+        return Connection(self, manager, keepalive_timeout=KEEPALIVE_S, lingering_time=LINGER_S, access_log=None)
+
+
+class Connection(web.RequestHandler):
+    """aiohttp's side of one connection, with what it leaves open: a limit to how many there are, a deadline for the
+    head of a request, and our error body where the request cannot even be parsed."""
+
+    __slots__ = ("_busy", "_head_deadline", "_port")
+
+    def __init__(self, port: Port, manager: web.Server, **options: Any) -> None:
+        super().__init__(manager, loop=asyncio.get_running_loop(), **options)
+        self._port = port
+        self._busy = False  # a handler is at work
+        self._head_deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._port.num_connections += 1
+        super().connection_made(transport)
+        if self._port.num_connections > MAX_CONNECTIONS:
+            self._close_with(ApiError(503, f"more than {MAX_CONNECTIONS} connections"))
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._port.num_connections -= 1
+        self._stop_deadline()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._busy and self._head_deadline is None:
+            late = ApiError(408, "the request head did not arrive in time")
+            self._head_deadline = asyncio.get_running_loop().call_later(HEAD_DEADLINE_S, self._close_with, late)
+        super().data_received(data)
+
+    def request_begins(self) -> None:
+        """A request's head is complete and its handler starts."""
+        self._busy = True
+        self._stop_deadline()
+
+    def request_ends(self) -> None:
+        self._busy = False
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """The response to what aiohttp could not parse, or could not get a response for."""
+        self._stop_deadline()
+        if request.writer.output_size > 0:
+            raise ConnectionError("the response has begun, and nothing can be added to it")
+        if isinstance(exc, HttpProcessingError):
+            log.debug("a request that is not HTTP: %s", exc)
+            reason = shorten((exc.message or "malformed").splitlines()[0], 200)
+            response = ApiError(400, f"the request is not valid HTTP: {reason}").response()
+        else:
+            log.error("a request failed outside of its handler", exc_info=exc)
+            response = ApiError(status, "the request failed inside the server").response()
+        response.force_close()
+        return response
+
+    def _close_with(self, error: ApiError) -> None:
+        """Answer without a request, and close."""
+        if self.transport is not None:
+            body = orjson.dumps(error.body())
+            headers = {**error.headers, "Content-Type": "application/json", "Content-Length": str(len(body))}
+            lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+            reason = web.Response(status=error.status).reason
+            head = f"HTTP/1.1 {error.status} {reason}\r\n{lines}Connection: close\r\n\r\n"
+            self.transport.write(head.encode() + body)
+        self.force_close()
+
+    def _stop_deadline(self) -> None:
+        if self._head_deadline is not None:
+            self._head_deadline.cancel()
+            self._head_deadline = None
+
+
+def _why_not(error: OSError, host: str, port: int) -> str:
+    where = f"port {port} on {host}"
+    match error.errno:
+        case errno.EADDRINUSE:
+            return f"{where} is in use: choose another with --port, or 0 for any free one"
+        case errno.EACCES:
+            return f"{where} needs more rights than this process has: choose one above 1023 with --port"
+        case _:
+            reason = error.strerror or str(error)
+            return f"{where} cannot be opened ({reason}): choose another address with --host and --port"

@@ -1,0 +1,53 @@
+"""The endpoints about the server itself: health, readiness, models, load, version. None of them runs the model."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from aiohttp import web
+
+from gateway.engine import Engine
+from gateway.errors import ApiError
+from gateway.json_response import json_response
+from gateway.ring import RingView
+
+
+class Status:
+    """The handlers."""
+
+    def __init__(self, engine: Engine, ring: RingView) -> None:
+        self._engine = engine
+        self._ring = ring
+
+    async def health(self, request: web.Request) -> web.Response:
+        """Whether this process lives: it answers, so it does."""
+        return web.Response()
+
+    async def ready(self, request: web.Request) -> web.Response:
+        """Whether requests are admitted; if not, who is not ready and how far the model is."""
+        obstacle = self._ring.obstacle()
+        if obstacle is None:
+            return json_response({"status": "ready"} | self._ring.readiness())
+        error = ApiError(503, obstacle)
+        return json_response(error.body() | self._ring.readiness(), error.status, error.headers)
+
+    async def models(self, request: web.Request) -> web.Response:
+        return json_response({"object": "list", "data": self._ring.model_cards()})
+
+    async def model(self, request: web.Request) -> web.Response:
+        cards = {card["id"]: card for card in self._ring.model_cards()}
+        return json_response(cards[self._ring.name_for(request.match_info["name"])])
+
+    async def loads(self, request: web.Request) -> web.Response:
+        """The last figures of every process, and what this one has in flight."""
+        return json_response({"processes": self._ring.loads(), "in_flight": self._engine.in_flight()})
+
+    async def version(self, request: web.Request) -> web.Response:
+        return json_response({"version": _version()})
+
+
+def _version() -> str:
+    try:
+        return version("quintet")
+    except PackageNotFoundError:
+        return "source"  # run from a checkout that was never installed

@@ -1,0 +1,1 @@
+"""The protocol and the process harness that all five processes share."""

@@ -1,0 +1,76 @@
+"""What each process is told at its start: one frozen section each, cut from the table of options by field name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+
+@dataclass(frozen=True, slots=True)
+class RingConfig:
+    """What all processes share."""
+
+    run_dir: str  # folder of the sockets, mode 0700
+    epoch: int  # grows with every restart of the ring; frames of another epoch are dropped
+    log_level: str
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayConfig:
+    host: str
+    port: int
+    served_model_name: list[str]
+    max_body_mib: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerConfig:
+    tokenizer_threads: int
+    chat_template: str
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    max_num_batched_tokens: int
+    enable_chunked_prefill: bool
+    enable_prefix_caching: bool
+    pipeline_depth: int
+    max_num_queued_reqs: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    model: str
+    device: str
+    dtype: str
+    max_model_len: int
+    num_threads: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    pipeline_depth: int
+    block_size: int
+    num_gpu_blocks_override: int
+    kv_cache_memory_bytes: int
+    gpu_memory_utilization: float
+
+
+@dataclass(frozen=True, slots=True)
+class DetokenizerConfig:
+    pass
+
+
+SECTIONS: dict[str, type] = {
+    "gateway": GatewayConfig,
+    "tokenizer": TokenizerConfig,
+    "scheduler": SchedulerConfig,
+    "model": ModelConfig,
+    "detokenizer": DetokenizerConfig,
+}
+
+Section = TypeVar("Section")
+
+
+def section(cls: type[Section], values: Mapping[str, Any]) -> Section:
+    """The part of `values` that `cls` names."""
+    return cls(**{field.name: values[field.name] for field in fields(cls)})  # type: ignore[arg-type]

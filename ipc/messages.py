@@ -1,0 +1,392 @@
+"""The protocol of the ring: every message that any process sends, its fields and their units, who sends it to whom.
+
+             HTTP / SSE
+ client <----------------> gateway ----Generate, Abort----> tokenizer_proc
+                              ^                                   |
+                              |                             Submit, Abort
+                            Text                                  v
+                              |                            scheduler_proc <---StopHit--- detok_proc
+                         detok_proc <---------Tokens--------------+
+                                                            Plan  |  ^  Result
+                                                                  v  |
+                                                           model_proc (one per GPU)
+
+Inside the ring a sequence is known by its `rid`, a 64-bit integer that the gateway hands out: the gateway's index in
+the bits above `RID_BITS`, a counter below. A request for n choices takes n consecutive rids and is named by the first.
+Times are `time.monotonic_ns()` of the one machine that all processes share; 0 means "has not happened".
+`ipc.codec` turns these classes into frames; it knows the annotations used here and no others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ipc.codec import Blobs, Floats, Ids, Ints, Longs, Map, Strs, message, record
+
+RID_BITS = 40
+
+# Why a sequence ended. The first two are shown to clients; a refused or failed one carries a Refusal.
+NOT_FINISHED, STOP, LENGTH, ABORT, ERROR = range(5)
+REASON_NAMES = ("", "stop", "length", "abort", "error")
+
+
+def gateway_of(rid: int) -> int:
+    """The index of the gateway that handed out this rid."""
+    return rid >> RID_BITS
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Records that travel inside messages
+
+
+@record
+@dataclass(slots=True)
+class Refusal:
+    """Why a request is refused or failed, in the terms of the HTTP error that the client gets."""
+
+    status: int  # HTTP status code
+    kind: str  # OpenAI error type, such as "invalid_request_error"
+    message: str  # one sentence for the client
+    param: str = ""  # the request's field at fault, "" when there is none
+
+
+@record
+@dataclass(slots=True)
+class Sampling:
+    """How the next token is chosen. The defaults are neutral: they change nothing."""
+
+    temperature: float = 1.0  # 0 is greedy
+    top_k: int = 0  # 0 is off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0  # over prompt and output
+    presence_penalty: float = 0.0  # over output
+    frequency_penalty: float = 0.0  # over output
+    bias_ids: Ids = field(default_factory=lambda: Ids("i"))  # logit_bias: token ids
+    bias_values: Floats = field(default_factory=list)  # and what is added to their logits
+    seed: int = 0  # choice i of a request uses seed + i
+    logprobs: int = -1  # alternatives reported beside each sampled token; -1 reports nothing, 0 the token alone
+    max_tokens: int = 0  # upper bound of the output; 0 is the rest of the context
+    min_tokens: int = 0  # no end of sequence and no stop token before this many
+    stop_token_ids: Ids = field(default_factory=lambda: Ids("i"))
+    ignore_eos: bool = False
+
+
+@record
+@dataclass(slots=True)
+class Output:
+    """How tokens become text."""
+
+    stop: Strs = field(default_factory=list)  # stop strings
+    include_stop: bool = False  # keep the stop string in the text
+    skip_special_tokens: bool = True
+
+
+@record
+@dataclass(slots=True)
+class Logprobs:
+    """Log-probabilities of a run of tokens, one row a token.
+
+    Row r has `counts[r]` entries (0: nothing was asked for this token): the chosen token first, then the most likely
+    ones in falling order. `ids`, `values` and `pieces` hold the entries of all rows one behind the other.
+    """
+
+    counts: Ints = field(default_factory=list)
+    ids: Ids = field(default_factory=lambda: Ids("i"))
+    values: Floats = field(default_factory=list)  # natural logarithms
+    pieces: Blobs = field(default_factory=list)  # the bytes of each token; filled in by the detokenizer
+
+
+@record
+@dataclass(slots=True)
+class Head:
+    """What opens a sequence downstream of the scheduler; sent once, with its first token or its end."""
+
+    rid: int
+    output: Output
+    prompt_tokens: int
+    cached_tokens: int  # prompt tokens taken from the prefix cache
+    received_ns: int  # the gateway had read the request
+    tokenized_ns: int
+    queued_ns: int  # the scheduler took it in
+    scheduled_ns: int  # its first step was planned; 0 when it never ran
+
+
+@record
+@dataclass(slots=True)
+class Tail:
+    """The one terminal event of a sequence."""
+
+    rid: int
+    reason: int  # STOP, LENGTH, ABORT or ERROR
+    completion_tokens: int
+    first_token_ns: int
+    finished_ns: int
+    preemptions: int = 0
+    stop_token: int | None = None  # the token that ended it, if one of stop_token_ids or an end of sequence did
+    stop_string: str | None = None  # the stop string that ended it
+    refusal: Refusal | None = None
+
+
+@record
+@dataclass(slots=True)
+class Admit:
+    """A sequence enters a slot of the runner's persistent batch."""
+
+    slot: int
+    rid: int
+    token_ids: Ids  # prompt, and after a preemption the output so far
+    output_start: int  # where in token_ids the output starts
+    num_computed: int  # tokens whose KV is there already (prefix cache)
+    blocks: Ints  # the sequence's block table so far
+    sampling: Sampling
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Round the ring
+
+
+@message(1)
+@dataclass(slots=True)
+class Generate:
+    """gateway -> tokenizer: one prompt, for n choices. Exactly one of `text`, `ids` and `chat` is set."""
+
+    rid: int
+    request_id: str  # the client-visible name, for logs and look-ups
+    n: int
+    text: str | None
+    ids: Ids | None
+    chat: Map | None  # messages, and what else the chat template may see
+    sampling: Sampling
+    output: Output
+    priority: int
+    cache_salt: str
+    received_ns: int
+
+
+@message(2)
+@dataclass(slots=True)
+class Abort:
+    """gateway -> tokenizer -> scheduler: these sequences are no longer wanted. Unknown rids are ignored."""
+
+    rids: Longs
+
+
+@message(3)
+@dataclass(slots=True)
+class Submit:
+    """tokenizer -> scheduler: a tokenized request, or one that was refused and only travels on to its end."""
+
+    rid: int
+    request_id: str
+    n: int
+    token_ids: Ids
+    sampling: Sampling
+    output: Output
+    priority: int
+    cache_salt: str
+    received_ns: int
+    tokenized_ns: int
+    refusal: Refusal | None
+
+
+@message(4)
+@dataclass(slots=True)
+class Plan:
+    """scheduler -> model: one step. Drops act first, then admissions, then the block tables grow, then it runs.
+
+    `num_tokens[i]` more tokens of slot `slots[i]` are computed: 1 is a decode, more is a prefill chunk. Slot i's block
+    table grows by the next `num_blocks[i]` ids of `blocks`. A slot whose last known token is computed samples the next.
+    """
+
+    step: int
+    drop: Ints
+    admit: list[Admit]
+    slots: Ints
+    num_tokens: Ints
+    num_blocks: Ints
+    blocks: Ints
+
+
+@message(5)
+@dataclass(slots=True)
+class Result:
+    """model -> scheduler: what a step sampled, in the order of the plan's slots (those that sampled only)."""
+
+    step: int
+    slots: Ints
+    token_ids: Ids
+    logprobs: Logprobs | None  # a row for each of `slots`, when any of them asked
+    failed: Ints  # slots whose work in this step failed; they are not in `slots`
+    errors: Strs  # why, one for each of `failed`
+    started_ns: int
+    finished_ns: int
+
+
+@message(6)
+@dataclass(slots=True)
+class Tokens:
+    """scheduler -> detokenizer: what one step brought, one row a token, and the sequences that open or end with it."""
+
+    heads: list[Head]
+    rids: Longs
+    token_ids: Ids
+    logprobs: Logprobs | None  # a row for each of `rids`, when any of them asked
+    tails: list[Tail]
+    time_ns: int  # when the step's result arrived
+
+
+@message(7)
+@dataclass(slots=True)
+class StopHit:
+    """detokenizer -> scheduler: these sequences met a stop string; their end is already on its way to the client."""
+
+    rids: Longs
+
+
+@message(8)
+@dataclass(slots=True)
+class Text:
+    """detokenizer -> gateway: pieces of text, one row a sequence that has something to show."""
+
+    heads: list[Head]
+    rids: Longs
+    texts: Strs
+    num_tokens: Ints  # how many tokens each text stands for
+    token_ids: Ids  # those tokens, one row behind the other
+    logprobs: Logprobs | None  # a row for each of `token_ids`, when any of them asked
+    tails: list[Tail]
+    time_ns: int  # as in Tokens
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Look-ups: no generation, answered straight into the asking gateway's inbox
+
+
+@message(16)
+@dataclass(slots=True)
+class Tokenize:
+    """gateway -> tokenizer: what are the token ids of this text, or of this chat?"""
+
+    rid: int
+    text: str | None
+    chat: Map | None
+    add_special_tokens: bool
+
+
+@message(17)
+@dataclass(slots=True)
+class Detokenize:
+    """gateway -> tokenizer: what is the text of these ids?"""
+
+    rid: int
+    token_ids: Ids
+
+
+@message(18)
+@dataclass(slots=True)
+class LookUp:
+    """tokenizer -> gateway: the answer to Tokenize or Detokenize."""
+
+    rid: int
+    text: str
+    token_ids: Ids
+    refusal: Refusal | None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Start-up, health and shutdown
+
+
+@message(32)
+@dataclass(slots=True)
+class ModelFiles:
+    """model -> supervisor -> tokenizer, detokenizer, gateway: which model this is; known before its weights load."""
+
+    name: str
+    folder: str  # "" for the mock
+    tokenizer_folder: str  # "" for the mock: it has a vocabulary of its own
+    max_model_len: int
+    vocab_size: int
+    defaults: Map  # sampling defaults of the model's generation config: temperature, top_p, top_k, ...
+
+
+@message(33)
+@dataclass(slots=True)
+class RunnerReady:
+    """model -> scheduler: the weights are loaded; this is what there is to schedule."""
+
+    num_blocks: int
+    block_size: int
+    max_model_len: int
+    max_num_seqs: int
+    eos_token_ids: Ids
+
+
+@message(34)
+@dataclass(slots=True)
+class Ready:
+    """any process -> supervisor: it can work."""
+
+    process: str
+    info: Map
+
+
+@message(35)
+@dataclass(slots=True)
+class Loading:
+    """model -> supervisor: how far it is, for the progress bar and `/ready`."""
+
+    phase: str
+    done: int
+    total: int  # same unit as done; 0 when unknown
+
+
+@message(36)
+@dataclass(slots=True)
+class Fatal:
+    """any process -> supervisor: it cannot work and exits; one line that says what to do."""
+
+    process: str
+    message: str
+
+
+@message(37)
+@dataclass(slots=True)
+class Beat:
+    """any process -> supervisor -> gateways: it lives. Sent by a side thread, so a long step does not silence it."""
+
+    process: str
+    progress: int  # grows with every message handled and every step
+    stats: Map  # the process's own figures
+
+
+@message(38)
+@dataclass(slots=True)
+class RingState:
+    """supervisor -> gateways: which processes are ready; sent at every change."""
+
+    states: Map  # process name -> "starting", "ready" or "lost"
+
+
+@message(39)
+@dataclass(slots=True)
+class Drain:
+    """supervisor -> gateway: take no new requests, finish those that run, abort what is left at the deadline."""
+
+    timeout_s: float
+
+
+@message(40)
+@dataclass(slots=True)
+class Drained:
+    """gateway -> supervisor: nothing is in flight any more."""
+
+    process: str
+    aborted: int  # requests that had to be cut
+
+
+@message(41)
+@dataclass(slots=True)
+class Shutdown:
+    """supervisor -> any process: leave the loop and exit."""

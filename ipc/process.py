@@ -1,0 +1,130 @@
+"""The harness that every process of the ring runs in: its inbox, its ways out, its life signs, its end.
+
+A room's `__main__` is `run("scheduler", SchedulerConfig, serve)`; `serve(process)` holds the loop. The supervisor
+writes the configuration as one line of JSON to the child's standard input and keeps that pipe open: when it closes,
+the parent is gone and the child leaves at once.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import setproctitle
+import zmq
+
+from ipc import log as process_log
+from ipc.config import RingConfig, section
+from ipc.messages import Beat, Fatal, Ready, Shutdown
+from ipc.sockets import Inbox, Outbox
+
+BEAT_INTERVAL_S = 0.4
+EXIT_FATAL = 2
+
+log = logging.getLogger(__name__)
+
+
+class FatalError(Exception):
+    """This process cannot work. The text is the one line that the user sees; it says what to do."""
+
+
+class Process:
+    """One process of the ring, seen from inside."""
+
+    def __init__(self, name: str, ring: RingConfig, config: Any) -> None:
+        self.name = name
+        self.ring = ring
+        self.config = config
+        self.running = True
+        self.progress = 0
+        self.stats: dict[str, Any] = {}  # replaced as a whole by the main loop, read by the beat thread
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._peers: dict[str, Outbox] = {}
+        self.inbox = Inbox(self._context, ring.run_dir, name, ring.epoch)
+
+    def peer(self, name: str) -> Outbox:
+        """The way into another process's inbox, by the name of that process."""
+        if name not in self._peers:
+            self._peers[name] = self.outbox(name)
+        return self._peers[name]
+
+    def outbox(self, name: str) -> Outbox:
+        """A new way into an inbox, for a thread that needs one of its own."""
+        return Outbox(self._context, self.ring.run_dir, name, self.ring.epoch)
+
+    def ready(self, **info: Any) -> None:
+        """Tell the supervisor that this process can work."""
+        # What lives now lives for ever: keep it out of every later garbage collection.
+        gc.collect()
+        gc.freeze()
+        self.peer("supervisor").send(Ready(self.name, info))
+
+    def receive(self, timeout_s: float | None = None) -> list[Any]:
+        """Messages from the inbox, less the Shutdown that ends the loop. Waits for ever unless told otherwise."""
+        messages = self.inbox.receive(timeout_s)
+        self.progress += len(messages)
+        if any(type(message) is Shutdown for message in messages):
+            self.running = False
+            messages = [message for message in messages if type(message) is not Shutdown]
+        return messages
+
+    def beat_forever(self, stop: threading.Event) -> None:
+        """Send life signs until told to stop; runs in a side thread, so a long step does not silence them."""
+        supervisor = self.outbox("supervisor")
+        while not stop.wait(BEAT_INTERVAL_S):
+            supervisor.send(Beat(self.name, self.progress, self.stats))
+        supervisor.close()
+
+    def close(self) -> None:
+        for peer in self._peers.values():
+            peer.close()
+        self.inbox.close()
+        self._context.term()
+
+
+def run(name: str, section_class: type, serve: Callable[[Process], None]) -> NoReturn:
+    """Be the process called `name`: read the configuration, serve until shutdown, exit.
+
+    Exit code 0 after a shutdown, EXIT_FATAL after a FatalError, 1 after a crash (its traceback is logged).
+    """
+    setproctitle.setproctitle(f"quintet: {name}")
+    settings = json.loads(sys.stdin.readline())
+    ring = section(RingConfig, settings["ring"])
+    process_log.set_up(name, ring.log_level)
+    # A terminal or a service manager signals the whole group; the supervisor alone decides what that means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    process = Process(name, ring, section(section_class, settings["config"]))
+    stop_beats = threading.Event()
+    threading.Thread(target=_leave_with_parent, name="lifeline", daemon=True).start()
+    beats = threading.Thread(target=process.beat_forever, args=(stop_beats,), name="beat", daemon=True)
+    beats.start()
+    code = 0
+    try:
+        serve(process)
+    except FatalError as error:
+        process.peer("supervisor").send(Fatal(name, str(error)))
+        code = EXIT_FATAL
+    except Exception:
+        log.exception("crashed")
+        code = 1
+    stop_beats.set()
+    beats.join()
+    process.close()
+    # Not sys.exit: a library's thread must not be able to keep a finished process alive.
+    logging.shutdown()
+    os._exit(code)
+
+
+def _leave_with_parent() -> None:
+    """Block until the supervisor's end of standard input closes, then end this process at once."""
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    os._exit(1)

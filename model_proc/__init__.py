@@ -1,0 +1,1 @@
+"""The model runner: weights, KV tensors, attention, sampling. The only room that imports torch."""

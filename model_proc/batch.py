@@ -1,0 +1,112 @@
+"""The persistent batch: what the runner keeps of every sequence between steps, and the inputs of one step made from it.
+
+A sequence lives in a slot from its admission to its drop. The host knows how long each sequence is and where its KV
+blocks are, but not which tokens were sampled: those stay on the device, in `last_token`, and the next step reads them
+there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ipc.messages import Admit, Plan, Sampling
+
+
+@dataclass(slots=True)
+class StepInputs:
+    """One step as flat host arrays. T tokens in all, of B sequences, S of which sample at the end.
+
+    Tokens of a sequence lie side by side, sequences in the order of the plan.
+    """
+
+    token_ids: NDArray[np.int64]  # [T]; anything where from_device is set
+    from_device: NDArray[np.bool_]  # [T] the id is the slot's last sampled token
+    positions: NDArray[np.int64]  # [T] of each token in its sequence
+    token_slots: NDArray[np.int64]  # [T] batch slot of each token
+    cache_slots: NDArray[np.int64]  # [T] where its key and value go: block * block_size + offset
+    slots: NDArray[np.int64]  # [B]
+    query_lens: NDArray[np.int64]  # [B] tokens computed in this step
+    context_lens: NDArray[np.int64]  # [B] tokens of the sequence once this step has run
+    sample_rows: NDArray[np.int64]  # [S] index among the T tokens of each sampling sequence's last token
+    sample_slots: NDArray[np.int64]  # [S]
+    sample_positions: NDArray[np.int64]  # [S] position of the token to be sampled
+
+
+class Batch:
+    """Host-side state of all slots."""
+
+    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int, device: torch.device) -> None:
+        blocks_per_sequence = -(-max_model_len // block_size)
+        self.block_size = block_size
+        # Zeroed memory is only really taken from the system where something is written to it.
+        self.token_ids = np.zeros((max_num_seqs, max_model_len + 1), dtype=np.int32)
+        self.block_table = np.zeros((max_num_seqs, blocks_per_sequence), dtype=np.int32)
+        self.num_blocks = np.zeros(max_num_seqs, dtype=np.int64)
+        self.num_known = np.zeros(max_num_seqs, dtype=np.int64)  # leading tokens whose ids the host knows
+        self.length = np.zeros(max_num_seqs, dtype=np.int64)  # tokens, those in flight included
+        self.num_computed = np.zeros(max_num_seqs, dtype=np.int64)
+        self.output_start = np.zeros(max_num_seqs, dtype=np.int64)
+        self.sampling: list[Sampling | None] = [None] * max_num_seqs
+        self.last_token = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
+
+    def drop(self, slot: int) -> None:
+        """The slot's sequence is gone. A slot that is empty already is none the worse."""
+        self.sampling[slot] = None
+
+    def admit(self, admit: Admit) -> None:
+        slot, length = admit.slot, len(admit.token_ids)
+        self.token_ids[slot, :length] = admit.token_ids
+        self.num_blocks[slot] = 0
+        self.add_blocks(slot, admit.blocks)
+        self.num_known[slot] = self.length[slot] = length
+        self.num_computed[slot] = admit.num_computed
+        self.output_start[slot] = admit.output_start
+        self.sampling[slot] = admit.sampling
+
+    def add_blocks(self, slot: int, blocks: list[int]) -> None:
+        start = self.num_blocks[slot]
+        self.block_table[slot, start : start + len(blocks)] = blocks
+        self.num_blocks[slot] = start + len(blocks)
+
+    def advance(self, plan: Plan) -> StepInputs:
+        """Let a plan's admissions, drops and tokens take effect, and give the step's inputs."""
+        for slot in plan.drop:
+            self.drop(slot)
+        for admit in plan.admit:
+            self.admit(admit)
+        if plan.blocks:
+            start = 0
+            for slot, count in zip(plan.slots, plan.num_blocks, strict=True):
+                if count:
+                    self.add_blocks(slot, plan.blocks[start : start + count])
+                    start += count
+        slots = np.array(plan.slots, dtype=np.int64)
+        query_lens = np.array(plan.num_tokens, dtype=np.int64)
+        starts = self.num_computed[slots]
+        context_lens = starts + query_lens
+        ends = np.cumsum(query_lens)
+        token_slots = np.repeat(slots, query_lens)
+        positions = np.arange(ends[-1]) + np.repeat(starts - (ends - query_lens), query_lens)
+        block_ids = self.block_table[token_slots, positions // self.block_size].astype(np.int64)
+        samples = context_lens == self.length[slots]
+        self.num_computed[slots] = context_lens
+        sample_slots = slots[samples]
+        sample_positions = self.length[sample_slots]
+        self.length[sample_slots] += 1
+        return StepInputs(
+            token_ids=self.token_ids[token_slots, positions].astype(np.int64),
+            from_device=positions >= self.num_known[token_slots],
+            positions=positions,
+            token_slots=token_slots,
+            cache_slots=block_ids * self.block_size + positions % self.block_size,
+            slots=slots,
+            query_lens=query_lens,
+            context_lens=context_lens,
+            sample_rows=ends[samples] - 1,
+            sample_slots=sample_slots,
+            sample_positions=sample_positions,
+        )

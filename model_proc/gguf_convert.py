@@ -1,0 +1,60 @@
+"""A GGUF file to a model folder in the form that `transformers` reads, made once and kept in the user's cache."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from model_proc.gguf_config import build_config, build_generation_config
+from model_proc.gguf_file import read_gguf
+from model_proc.gguf_tensors import Conversion, plan_conversions
+from model_proc.gguf_tokenizer import build_tokenizer
+from model_proc.model_files import ModelFilesError, Progress, gigabytes
+from model_proc.safetensors_file import SafetensorsWriter
+
+
+def convert_gguf(source: Path, folder: Path, progress: Progress) -> None:
+    """Write the model in file `source` into the empty `folder`: configuration, tokenizer, chat template and weights.
+
+    Weights that GGUF keeps as float32, float16 or bfloat16 stay so; quantized ones become float32, exactly.
+    Raises ModelFilesError when the file is damaged or of an unsupported kind, or the disk is too small.
+    """
+    file = read_gguf(source)
+    config = build_config(file)
+    conversions = plan_conversions(file, config)
+    total = sum(conversion.target.num_bytes for conversion in conversions)
+    progress("convert", 0, total)
+    free = shutil.disk_usage(folder).free
+    if free < total:
+        raise ModelFilesError(
+            f"the model cache {folder.parent} needs {gigabytes(total)} for {source.name}, but its disk has"
+            f" {gigabytes(free)} free; free some space, or set QUINTET_CACHE"
+        )
+    tokenizer, tokenizer_config = build_tokenizer(file)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    _write_json(folder / "tokenizer_config.json", tokenizer_config)
+    _write_json(folder / "config.json", config)
+    _write_json(folder / "generation_config.json", build_generation_config(file))
+    template = file.metadata.get("tokenizer.chat_template")
+    if isinstance(template, str):
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    _write_weights(folder / "model.safetensors", conversions, total, progress)
+
+
+def _write_weights(path: Path, conversions: list[Conversion], total: int, progress: Progress) -> None:
+    done = 0
+
+    def count(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        progress("convert", done, total)
+
+    with SafetensorsWriter(path, [conversion.target for conversion in conversions]) as writer:
+        for conversion in conversions:
+            writer.write(conversion.target.name, conversion.chunks(), count)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,192 @@
+"""From logits to tokens, for a whole batch at once.
+
+The order is: penalties, logit_bias and forbidden tokens on the logits; then temperature; then top_k, top_p and min_p
+on the probabilities; then one draw. What a row draws depends on its own parameters alone, never on its neighbours.
+
+A draw is the inverse of the cumulative distribution in the order of the vocabulary. Truncation only sets a threshold
+below which probabilities count as zero, so ties survive it, and truncated and plain rows take the same path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ipc.messages import Admit, Sampling
+from model_proc.random_numbers import uniform
+
+# Truncation first looks at this many most likely tokens; only a flatter distribution is sorted whole.
+NUM_CANDIDATES = 256
+
+
+@dataclass(slots=True)
+class Sampled:
+    """What one step sampled; S rows, on the device."""
+
+    token_ids: Tensor  # [S] int64
+    finite: Tensor  # [S] bool; False where the model's logits were not numbers
+    logprob_ids: Tensor | None  # [S, 1 + K] the chosen token, then the K most likely ones
+    logprob_values: Tensor | None  # [S, 1 + K] natural logarithms
+
+
+class Sampler:
+    """Samples tokens; keeps the token counts that penalties need, one row a slot, once anyone asks for a penalty."""
+
+    def __init__(self, max_num_seqs: int, vocab_size: int, eos_token_ids: list[int], device: torch.device) -> None:
+        self._device = device
+        self._shape = (max_num_seqs, vocab_size)
+        self._eos_token_ids = eos_token_ids
+        self._in_prompt: Tensor | None = None  # [slots, vocabulary] bool
+        self._in_output: Tensor | None = None  # [slots, vocabulary] int32, how often
+
+    def admit(self, admit: Admit) -> None:
+        """Count the tokens of a sequence that wants penalties."""
+        if not _has_penalties(admit.sampling):
+            return
+        if self._in_prompt is None or self._in_output is None:
+            self._in_prompt = torch.zeros(self._shape, dtype=torch.bool, device=self._device)
+            self._in_output = torch.zeros(self._shape, dtype=torch.int32, device=self._device)
+        ids = torch.frombuffer(bytearray(admit.token_ids.tobytes()), dtype=torch.int32).long()
+        prompt, output = ids[: admit.output_start].to(self._device), ids[admit.output_start :].to(self._device)
+        self._in_prompt[admit.slot] = False
+        self._in_prompt[admit.slot, prompt] = True
+        self._in_output[admit.slot] = torch.bincount(output, minlength=self._shape[1])
+
+    def sample(
+        self,
+        logits: Tensor,
+        sampling: list[Sampling],
+        slots: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        num_output: NDArray[np.int64],
+    ) -> Sampled:
+        """Choose the next token of S sequences.
+
+        logits [S, vocabulary]; slots, positions (of the token to sample) and num_output (tokens sampled before it)
+        are [S].
+        """
+        logits = logits.float()
+        wanted = max(params.logprobs for params in sampling)
+        raw_logprobs = torch.log_softmax(logits, dim=-1) if wanted >= 0 else None
+        logits = self._adjust(logits, sampling, slots, num_output)
+        best = logits.max(dim=-1)
+        token_ids = best.indices
+        drawn = [row for row, params in enumerate(sampling) if params.temperature > 0]
+        if drawn:
+            rows = torch.tensor(drawn, device=self._device)
+            chosen = [sampling[row] for row in drawn]
+            seeds = np.array([params.seed for params in chosen], dtype=np.int64)
+            numbers = torch.from_numpy(uniform(seeds, positions[drawn])).to(self._device)
+            token_ids[rows] = self._draw(logits[rows], chosen, numbers)
+        self._count(token_ids, sampling, slots)
+        ids = values = None
+        if raw_logprobs is not None:
+            top = raw_logprobs.topk(wanted, dim=-1)
+            ids = torch.cat([token_ids[:, None], top.indices], dim=1)
+            values = torch.cat([raw_logprobs.gather(1, token_ids[:, None]), top.values], dim=1)
+        return Sampled(token_ids, torch.isfinite(best.values), ids, values)
+
+    def _adjust(
+        self, logits: Tensor, sampling: list[Sampling], slots: NDArray[np.int64], num_output: NDArray[np.int64]
+    ) -> Tensor:
+        """Penalties, logit_bias, and no end of sequence before min_tokens."""
+        penalized = [row for row, params in enumerate(sampling) if _has_penalties(params)]
+        if penalized:
+            rows = torch.tensor(penalized, device=self._device)
+            logits[rows] = self._penalize(logits[rows], [sampling[row] for row in penalized], slots[penalized])
+        rows_of, ids, bias = [], [], []
+        for row, params in enumerate(sampling):
+            rows_of += [row] * len(params.bias_ids)
+            ids += params.bias_ids
+            bias += params.bias_values
+            if num_output[row] < params.min_tokens:
+                forbidden = [*params.stop_token_ids, *self._eos_token_ids]
+                rows_of += [row] * len(forbidden)
+                ids += forbidden
+                bias += [float("-inf")] * len(forbidden)
+        if ids:
+            index = (torch.tensor(rows_of, device=self._device), torch.tensor(ids, device=self._device))
+            logits.index_put_(index, torch.tensor(bias, device=self._device), accumulate=True)
+        return logits
+
+    def _penalize(self, logits: Tensor, sampling: list[Sampling], slots: NDArray[np.int64]) -> Tensor:
+        """Repetition penalty as in CTRL (Keskar et al., 2019), over prompt and output; OpenAI's two over output."""
+        assert self._in_prompt is not None and self._in_output is not None
+        index = torch.from_numpy(slots).to(self._device)
+        counts = self._in_output[index]
+        repetition = self._column([params.repetition_penalty for params in sampling])
+        presence = self._column([params.presence_penalty for params in sampling])
+        frequency = self._column([params.frequency_penalty for params in sampling])
+        seen = self._in_prompt[index] | (counts > 0)
+        repeated = torch.where(logits > 0, logits / repetition, logits * repetition)
+        logits = torch.where(seen, repeated, logits)
+        return logits - presence * (counts > 0) - frequency * counts
+
+    def _draw(self, logits: Tensor, sampling: list[Sampling], numbers: Tensor) -> Tensor:
+        """One token of each row; `numbers` [S] are uniform in [0, 1)."""
+        temperature = self._column([params.temperature for params in sampling])
+        # Subtracting the maximum first keeps a tiny temperature from overflowing.
+        probs = torch.softmax((logits - logits.max(dim=-1, keepdim=True).values) / temperature, dim=-1)
+        truncated = [row for row, params in enumerate(sampling) if _truncates(params)]
+        if truncated:
+            rows = torch.tensor(truncated, device=self._device)
+            chosen = [sampling[row] for row in truncated]
+            kept = probs[rows]
+            probs[rows] = kept.masked_fill(kept < self._threshold(kept, chosen), 0.0)
+        cumulative = probs.cumsum(dim=-1)
+        total = cumulative[:, -1:]
+        # Rounding must not let the target reach the total, behind which there is no token.
+        target = torch.minimum(numbers[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+        return torch.searchsorted(cumulative, target, right=True)[:, 0]
+
+    def _threshold(self, probs: Tensor, sampling: list[Sampling]) -> Tensor:
+        """[S, 1]: the smallest probability that survives top_k, then top_p of what is left, and min_p."""
+        vocab_size = probs.shape[1]
+        limits = [params.top_k if params.top_k > 0 else vocab_size for params in sampling]
+        top_k = torch.tensor(limits, device=self._device).clamp(max=vocab_size)[:, None]
+        top_p = self._column([params.top_p for params in sampling])
+        min_p = self._column([params.min_p for params in sampling])
+        ordered = probs.topk(min(NUM_CANDIDATES, vocab_size), dim=-1).values
+        threshold = _rank_threshold(ordered, top_k, top_p, vocab_size)
+        covered = (top_k == vocab_size) & ((top_p >= 1.0) | (ordered.sum(dim=-1, keepdim=True) >= top_p))
+        flat = ~(covered | (top_k <= ordered.shape[1]))[:, 0]
+        if bool(flat.any()):
+            whole = probs[flat].sort(dim=-1, descending=True).values
+            threshold[flat] = _rank_threshold(whole, top_k[flat], top_p[flat], vocab_size)
+        return torch.maximum(threshold, min_p * ordered[:, :1])
+
+    def _count(self, token_ids: Tensor, sampling: list[Sampling], slots: NDArray[np.int64]) -> None:
+        """Remember what was sampled for those who pay for repeating it."""
+        rows = [row for row, params in enumerate(sampling) if _has_penalties(params)]
+        if rows:
+            assert self._in_output is not None
+            index = torch.from_numpy(slots[rows]).to(self._device)
+            chosen = token_ids[torch.tensor(rows, device=self._device)]
+            self._in_output[index, chosen] += 1
+
+    def _column(self, values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=self._device)[:, None]
+
+
+def _rank_threshold(ordered: Tensor, top_k: Tensor, top_p: Tensor, vocab_size: int) -> Tensor:
+    """[S, 1]: the smallest probability within top_k and top_p; 0 where neither cuts. `ordered` falls along a row."""
+    rank = torch.arange(ordered.shape[1], device=ordered.device)
+    within_k = ordered * (rank < top_k)
+    # Without top_k the whole mass is 1, whether or not the tail is among the ordered ones.
+    mass = torch.where(top_k < vocab_size, within_k.sum(dim=-1, keepdim=True), 1.0)
+    before = within_k.cumsum(dim=-1) - within_k
+    kept = (rank < top_k) & (before < top_p * mass)
+    smallest = ordered.masked_fill(~kept, float("inf")).min(dim=-1, keepdim=True).values
+    return torch.where((top_k < vocab_size) | (top_p < 1.0), smallest, 0.0)
+
+
+def _has_penalties(params: Sampling) -> bool:
+    return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
+
+
+def _truncates(params: Sampling) -> bool:
+    return params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0

@@ -1,0 +1,96 @@
+"""One sequence: a prompt and the output that grows behind it, as the scheduler sees it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import Enum
+
+from ipc.codec import Ids
+from ipc.messages import Head, Output, Refusal, Sampling, Submit, Tail
+from scheduler_proc.blocks import root_hash
+
+
+class State(Enum):
+    """Where a sequence is in its life. See docs/architecture.md for the picture."""
+
+    HELD = "held"  # waits for the prefill of a sibling with the same prompt
+    WAITING = "waiting"  # in the queue
+    RUNNING = "running"  # has a slot
+    PREEMPTED = "preempted"  # lost its slot; queued again once its last step's result is there
+    FINISHED = "finished"
+
+
+class Sequence:
+    """The scheduler's record of one sequence.
+
+    Three counters tell how far it is. `token_ids` grows only when a result arrives; the two others run ahead of it by
+    the steps in flight, on the assumption that every step samples:
+
+        num_planned    tokens whose KV is computed once all planned steps have run
+        num_sampled    output tokens that exist once all planned steps have run
+    """
+
+    __slots__ = (
+        "blocks", "cached_tokens", "discard_until", "first_token_ns", "hashes", "last_step", "max_length",
+        "max_output", "min_output", "num_planned", "num_registered", "num_sampled", "opened", "order", "output",
+        "preemptions", "priority", "prompt_len", "queued_ns", "received_ns", "request_id", "rid", "root",
+        "sampling", "scheduled_ns", "siblings", "slot", "state", "stop_ids", "token_ids", "tokenized_ns",
+    )  # fmt: skip
+
+    def __init__(self, submit: Submit, choice: int, order: int, now: int) -> None:
+        self.rid = submit.rid + choice
+        self.request_id = submit.request_id
+        self.order = order  # of arrival
+        self.priority = submit.priority
+        self.state = State.WAITING
+        self.token_ids: Ids = submit.token_ids[:]
+        self.prompt_len = len(submit.token_ids)
+        self.sampling: Sampling = _with_seed(submit.sampling, submit.sampling.seed + choice)
+        self.output: Output = submit.output
+        self.max_output = submit.sampling.max_tokens
+        self.max_length = self.prompt_len + self.max_output
+        self.min_output = submit.sampling.min_tokens
+        self.stop_ids: frozenset[int] = frozenset()  # tokens that end it
+        self.siblings: list[Sequence] = []  # held until this one's prefill is planned
+
+        self.num_planned = 0
+        self.num_sampled = 0
+        self.slot = -1
+        self.last_step = -1  # the last step that it is part of
+        self.discard_until = -1  # results up to this step are not to be believed
+        self.blocks: list[int] = []
+        self.root = root_hash(submit.cache_salt)
+        self.hashes: list[bytes] = []  # chain hashes of the full blocks of token_ids
+        self.num_registered = 0  # how many leading blocks the pool knows by hash, or need not
+
+        self.cached_tokens = 0
+        self.preemptions = 0
+        self.opened = False  # its Head has been sent
+        self.received_ns = submit.received_ns
+        self.tokenized_ns = submit.tokenized_ns
+        self.queued_ns = now
+        self.scheduled_ns = 0
+        self.first_token_ns = 0
+
+    @property
+    def num_output(self) -> int:
+        """Output tokens that have arrived."""
+        return len(self.token_ids) - self.prompt_len
+
+    def head(self) -> Head:
+        return Head(
+            rid=self.rid, output=self.output, prompt_tokens=self.prompt_len, cached_tokens=self.cached_tokens,
+            received_ns=self.received_ns, tokenized_ns=self.tokenized_ns, queued_ns=self.queued_ns,
+            scheduled_ns=self.scheduled_ns,
+        )  # fmt: skip
+
+    def tail(self, reason: int, now: int, stop_token: int | None = None, refusal: Refusal | None = None) -> Tail:
+        return Tail(
+            rid=self.rid, reason=reason, completion_tokens=self.num_output, first_token_ns=self.first_token_ns,
+            finished_ns=now, preemptions=self.preemptions, stop_token=stop_token, refusal=refusal,
+        )  # fmt: skip
+
+
+def _with_seed(sampling: Sampling, seed: int) -> Sampling:
+    """The same sampling with another seed, kept to 64 bits with a sign."""
+    return replace(sampling, seed=(seed + 2**63) % 2**64 - 2**63)

@@ -1,0 +1,14 @@
+"""Fixtures that several rooms' tests share."""
+
+from __future__ import annotations
+
+import pytest
+
+from model_proc.checkpoint import default_cache_dir, resolve
+from model_proc.model_files import ModelFiles as LocalModel
+
+
+@pytest.fixture(scope="session")
+def embedded_model() -> LocalModel:
+    """The embedded model's files, converted once and kept in the user's cache."""
+    return resolve("", default_cache_dir(), lambda *_: None)

@@ -1,0 +1,79 @@
+"""The detokenizer's loop over real sockets."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+
+from detok_proc.main import serve
+from ipc import mock_vocabulary
+from ipc.codec import Ids
+from ipc.config import DetokenizerConfig, RingConfig
+from ipc.messages import RID_BITS, Head, ModelFiles, Output, Ready, Shutdown, StopHit, Text, Tokens
+from ipc.process import Process
+from ipc.sockets import Inbox, Outbox
+
+EPOCH = 3
+MOCK = ModelFiles("mock", "", "", 100, mock_vocabulary.VOCAB_SIZE, {})
+
+
+class Ring:
+    """A detokenizer in a thread, and its neighbours' inboxes."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        names = ("supervisor", "scheduler", "gateway", "gateway.2")
+        self.inboxes = {name: Inbox(self.context, str(run_dir), name, EPOCH) for name in names}
+        self.process = Process("detokenizer", RingConfig(str(run_dir), EPOCH, "info"), DetokenizerConfig())
+        self.outbox = Outbox(self.context, str(run_dir), "detokenizer", EPOCH)
+        self.thread = threading.Thread(target=serve, args=(self.process,))
+        self.thread.start()
+
+    def receive(self, name: str) -> list[object]:
+        return self.inboxes[name].receive(timeout_s=20)
+
+    def shut_down(self) -> None:
+        self.outbox.send(Shutdown())
+        self.thread.join(timeout=20)
+
+    def close(self) -> None:
+        self.shut_down()
+        self.process.close()
+        self.outbox.close()
+        for inbox in self.inboxes.values():
+            inbox.close()
+        self.context.term()
+
+
+@pytest.fixture
+def ring(tmp_path: Path) -> Iterator[Ring]:
+    ring = Ring(tmp_path)
+    yield ring
+    ring.close()
+
+
+def test_ready_after_the_model_is_known_then_text_and_stop_hits(ring: Ring) -> None:
+    ring.outbox.send(MOCK)
+    assert ring.receive("supervisor") == [Ready("detokenizer", {})]
+    there = 2 << RID_BITS
+    heads = [Head(rid, Output(stop=stop), 1, 0, 1, 1, 1, 1) for rid, stop in ((1, []), (there, ["request "]))]
+    ring.outbox.send(Tokens(heads, [1, there], Ids("i", [1, 2]), None, [], 50))
+    [text] = ring.receive("gateway")
+    assert isinstance(text, Text)
+    assert (text.rids, text.texts, text.time_ns) == ([1], ["A "], 50)
+    [other] = ring.receive("gateway.2")
+    assert isinstance(other, Text)
+    assert [tail.stop_string for tail in other.tails] == ["request "]
+    assert ring.receive("scheduler") == [StopHit([there])]
+    ring.outbox.send(Tokens([], [1], Ids("i", [3]), None, [], 60))
+    ring.receive("gateway")
+    assert ring.process.stats["sequences"] == 1
+
+
+def test_shutdown_before_the_model_is_known(ring: Ring) -> None:
+    ring.shut_down()
+    assert not ring.thread.is_alive()

@@ -1,0 +1,125 @@
+"""A ring that does what the test says: it stands for the four other processes, between `send` and `on_text`."""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from gateway.engine import Engine
+from gateway.ring import RingView
+from ipc.codec import decode, encode
+from ipc.messages import (
+    ERROR,
+    LENGTH,
+    STOP,
+    Abort,
+    Generate,
+    Head,
+    Logprobs,
+    ModelFiles,
+    Output,
+    Refusal,
+    RingState,
+    Tail,
+    Text,
+)
+
+NAMES = ("gateway", "tokenizer", "scheduler", "model", "detokenizer")
+MODEL = ModelFiles(
+    name="tiny", folder="", tokenizer_folder="", max_model_len=1000, vocab_size=500, defaults={"top_k": 40}
+)
+PATIENCE_S = 20.0  # a test that waits for so long has failed
+
+Message = TypeVar("Message")
+
+
+class ScriptedRing:
+    """Records what the gateway sends; `script`, when set, answers every Generate as it arrives."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+        self.script: Callable[[Generate], None] | None = None
+        self.engine = Engine(self._take)
+        self.view = RingView([])
+        self.view.update(MODEL)
+        self.set_states()
+        self._news = asyncio.Event()
+
+    def set_states(self, **states: str) -> None:
+        """Every process is ready but for those named."""
+        self.view.update(RingState(dict.fromkeys(NAMES, "ready") | states))
+
+    def _take(self, message: Any) -> None:
+        _, message = decode(encode(message, epoch=1))
+        self.sent.append(message)
+        self._news.set()
+        if self.script is not None and isinstance(message, Generate):
+            asyncio.get_running_loop().call_soon(self.script, message)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until a condition holds that a message of the gateway makes true."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():
+                self._news.clear()
+                await self._news.wait()
+
+    async def next(self, kind: type[Message]) -> Message:
+        """The next message of a kind that the gateway sends, or has sent and nobody has asked for."""
+        await self.until(lambda: any(isinstance(message, kind) for message in self.sent))
+        found = next(message for message in self.sent if isinstance(message, kind))
+        self.sent.remove(found)
+        return found
+
+    def aborted(self) -> list[int]:
+        """All rids that the gateway has aborted."""
+        return [rid for message in self.sent if isinstance(message, Abort) for rid in message.rids]
+
+    # -- what the ring brings -----------------------------------------------------------------------------------------
+
+    def bring(
+        self,
+        heads: list[Head] | None = None,
+        rows: list[tuple[int, str, list[int]]] | None = None,
+        tails: list[Tail] | None = None,
+        logprobs: Logprobs | None = None,
+    ) -> None:
+        """One message to the gateway; a row is a rid, a text and the ids that it stands for."""
+        rows = rows or []
+        message = Text(
+            heads=heads or [],
+            rids=[rid for rid, _, _ in rows],
+            texts=[text for _, text, _ in rows],
+            num_tokens=[len(ids) for _, _, ids in rows],
+            token_ids=array("i", [token_id for _, _, ids in rows for token_id in ids]),
+            logprobs=logprobs,
+            tails=tails or [],
+            time_ns=1,
+        )
+        _, message = decode(encode(message, epoch=1))
+        self.engine.on_text(message)
+
+    def answer(self, generate: Generate, words: list[str], reason: int = LENGTH) -> None:
+        """Answer every choice with the same words, a token and a message each; the last message brings the end."""
+        rids = range(generate.rid, generate.rid + generate.n)
+        for position, word in enumerate(words):
+            last = position == len(words) - 1
+            self.bring(
+                heads=[head(rid) for rid in rids] if position == 0 else [],
+                rows=[(rid, word, [100 + position]) for rid in rids],
+                tails=[tail(rid, len(words), reason) for rid in rids] if last else [],
+            )
+
+    def refuse(self, generate: Generate, refusal: Refusal) -> None:
+        """Refuse every choice, the way a refusal comes round the ring."""
+        rids = range(generate.rid, generate.rid + generate.n)
+        self.bring(heads=[head(rid) for rid in rids], tails=[tail(rid, 0, ERROR, refusal=refusal) for rid in rids])
+
+
+def head(rid: int, prompt_tokens: int = 5, cached_tokens: int = 2) -> Head:
+    return Head(rid, Output(), prompt_tokens, cached_tokens, 1, 2, 3, 4)
+
+
+def tail(rid: int, completion_tokens: int, reason: int = STOP, **fields: Any) -> Tail:
+    return Tail(rid, reason, completion_tokens, first_token_ns=5, finished_ns=6, **fields)

@@ -1,0 +1,63 @@
+"""The scheduler and a runner in one process, without sockets: for tests of what the two compute together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ipc.codec import Ids
+from ipc.config import SchedulerConfig, section
+from ipc.messages import Output, Refusal, RunnerReady, Sampling, Submit
+from ipc.options import complete
+from model_proc.runner import Runner
+from scheduler_proc.scheduler import Scheduler
+
+
+@dataclass
+class Outcome:
+    """What came out for one sequence."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
+    cached_tokens: int = 0
+    reason: int = 0
+    refusal: Refusal | None = None
+
+
+def generate(
+    runner: Runner, ready: RunnerReady, prompts: list[list[int]], sampling: list[Sampling], **options: Any
+) -> tuple[list[Outcome], Scheduler]:
+    """Run all prompts to their ends under a scheduler of the given options.
+
+    `num_blocks` and `max_num_seqs` may be smaller than what the runner offers.
+    """
+    num_blocks = options.pop("num_blocks", ready.num_blocks)
+    max_num_seqs = options.pop("max_num_seqs", ready.max_num_seqs)
+    ready = replace(ready, num_blocks=num_blocks, max_num_seqs=max_num_seqs)
+    scheduler = Scheduler(ready, section(SchedulerConfig, complete(options)))
+    outcomes = [Outcome() for _ in prompts]
+    for rid, (prompt, params) in enumerate(zip(prompts, sampling, strict=True)):
+        scheduler.submit(Submit(rid, "", 1, Ids("i", prompt), params, Output(), 0, "", 0, 0, None), 0)
+    while True:
+        while (plan := scheduler.plan(0)) is not None:
+            runner.launch(plan)
+        _take(scheduler, outcomes)
+        if not runner.in_flight:
+            return outcomes, scheduler
+        scheduler.result(runner.collect(), 0)
+
+
+def _take(scheduler: Scheduler, outcomes: list[Outcome]) -> None:
+    for message in scheduler.outgoing:
+        for head in message.heads:
+            outcomes[head.rid].cached_tokens = head.cached_tokens
+        for rid, token in zip(message.rids, message.token_ids, strict=True):
+            outcomes[rid].token_ids.append(token)
+        if message.logprobs is not None:
+            entries = iter(zip(message.logprobs.ids, message.logprobs.values, strict=True))
+            for rid, count in zip(message.rids, message.logprobs.counts, strict=True):
+                outcomes[rid].logprobs.append([next(entries) for _ in range(count)])
+        for tail in message.tails:
+            outcomes[tail.rid].reason = tail.reason
+            outcomes[tail.rid].refusal = tail.refusal
+    scheduler.outgoing.clear()

@@ -1,0 +1,135 @@
+"""A runner that keeps the contract to the letter and checks that the scheduler does: its KV memory holds token ids.
+
+The next token is a function of all tokens before it, and those are read back through the block table. So a block that
+is shared with the wrong sequence, overwritten, or reused too early changes the output or fails an assertion.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from hashlib import blake2b
+
+from ipc.codec import Ids
+from ipc.messages import Admit, Logprobs, Output, Plan, Result, RunnerReady, Sampling, Submit, Tokens
+
+VOCAB_SIZE = 11
+EOS = 0
+
+
+def next_token(token_ids: Iterable[int]) -> int:
+    """What the fake model says after these tokens."""
+    digest = blake2b(Ids("i", token_ids).tobytes(), digest_size=4).digest()
+    return int.from_bytes(digest, "little") % VOCAB_SIZE
+
+
+def generate(prompt: list[int], max_tokens: int, ignore_eos: bool) -> list[int]:
+    """What a request must get, whatever the scheduler does."""
+    tokens = list(prompt)
+    while len(tokens) < len(prompt) + max_tokens:
+        tokens.append(next_token(tokens))
+        if tokens[-1] == EOS and not ignore_eos:
+            break
+    return tokens[len(prompt) :]
+
+
+def submit(rid: int, prompt: list[int], max_tokens: int, n: int = 1, salt: str = "", **sampling: object) -> Submit:
+    params = Sampling(max_tokens=max_tokens, **sampling)  # type: ignore[arg-type]
+    return Submit(rid, f"request-{rid}", n, Ids("i", prompt), params, Output(), 0, salt, 1, 2, None)
+
+
+class FakeRunner:
+    """Executes plans in order, one at a time, when told to."""
+
+    def __init__(self, ready: RunnerReady) -> None:
+        self.block_size = ready.block_size
+        self.memory = [-1] * (ready.num_blocks * ready.block_size)
+        self.max_num_seqs = ready.max_num_seqs
+        self.slots: dict[int, Admit] = {}
+        self.tokens: dict[int, list[int]] = {}
+        self.computed: dict[int, int] = {}
+        self.plans: deque[Plan] = deque()
+
+    def execute(self, fail: set[int] | None = None) -> Result:
+        """Run the oldest plan; `fail` are indexes into its slots whose work comes to nothing."""
+        plan = self.plans.popleft()
+        for slot in plan.drop:
+            self.slots.pop(slot, None)
+        for admit in plan.admit:
+            assert admit.slot not in self.slots, "a slot is given away twice"
+            assert 0 <= admit.slot < self.max_num_seqs
+            assert 0 <= admit.num_computed < len(admit.token_ids)
+            self.slots[admit.slot] = admit
+            self.tokens[admit.slot] = list(admit.token_ids)
+            self.computed[admit.slot] = admit.num_computed
+        new_blocks = iter(plan.blocks)
+        assert len(set(plan.slots)) == len(plan.slots)
+        failed_slots = {plan.slots[index] for index in fail or ()}
+        result = Result(plan.step, [], Ids("i"), None, [], [], 0, 0)
+        sampling = []
+        for slot, count, grown in zip(plan.slots, plan.num_tokens, plan.num_blocks, strict=True):
+            self.slots[slot].blocks.extend(next(new_blocks) for _ in range(grown))
+            sampling += self._write(slot, count, slot in failed_slots)
+        assert next(new_blocks, None) is None
+        for slot in sampling:
+            self._sample(slot, result)
+        for slot in sorted(failed_slots):
+            result.failed.append(slot)
+            result.errors.append("failed on purpose")
+        return result
+
+    def _write(self, slot: int, count: int, failed: bool) -> list[int]:
+        tokens = self.tokens[slot]
+        for position in range(self.computed[slot], self.computed[slot] + count):
+            self.memory[self._row(slot, position)] = -2 if failed else tokens[position]
+        self.computed[slot] += count
+        assert self.computed[slot] <= len(tokens), "a sequence is planned past its tokens"
+        return [slot] if self.computed[slot] == len(tokens) and not failed else []
+
+    def _sample(self, slot: int, result: Result) -> None:
+        tokens = self.tokens[slot]
+        seen = [self.memory[self._row(slot, position)] for position in range(len(tokens))]
+        # On garbage left by a failed neighbour there is a result all the same; the scheduler must not believe it.
+        token = next_token(tokens) if seen == tokens else VOCAB_SIZE + 1
+        tokens.append(token)
+        result.slots.append(slot)
+        result.token_ids.append(token)
+
+    def _row(self, slot: int, position: int) -> int:
+        return self.slots[slot].blocks[position // self.block_size] * self.block_size + position % self.block_size
+
+
+class Client:
+    """Collects what reaches the detokenizer, and checks that every sequence has one Head, its tokens, and one Tail."""
+
+    def __init__(self) -> None:
+        self.output: dict[int, list[int]] = {}
+        self.logprobs: dict[int, list[list[int]]] = {}
+        self.cached: dict[int, int] = {}
+        self.reason: dict[int, int] = {}
+
+    def take(self, messages: list[Tokens]) -> None:
+        for message in messages:
+            for head in message.heads:
+                assert head.rid not in self.output, "two heads"
+                self.output[head.rid] = []
+                self.logprobs[head.rid] = []
+                self.cached[head.rid] = head.cached_tokens
+            rows = _rows(message.logprobs, len(message.rids))
+            for rid, token, row in zip(message.rids, message.token_ids, rows, strict=True):
+                assert rid not in self.reason, "a token after the end"
+                self.output[rid].append(token)
+                self.logprobs[rid].append(row)
+            for tail in message.tails:
+                assert tail.rid in self.output, "a tail without a head"
+                assert tail.rid not in self.reason, "two tails"
+                assert tail.completion_tokens == len(self.output[tail.rid])
+                self.reason[tail.rid] = tail.reason
+        messages.clear()
+
+
+def _rows(logprobs: Logprobs | None, count: int) -> list[list[int]]:
+    if logprobs is None:
+        return [[]] * count
+    ids = iter(logprobs.ids)
+    return [[next(ids) for _ in range(entries)] for entries in logprobs.counts]

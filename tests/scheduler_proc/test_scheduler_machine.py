@@ -1,0 +1,138 @@
+"""The scheduler under random submits, aborts, stops, failures, preemptions and step timing (hypothesis)."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+
+from ipc.codec import Ids
+from ipc.config import SchedulerConfig
+from ipc.messages import ABORT, ERROR, LENGTH, STOP, RunnerReady
+from scheduler_proc.scheduler import Scheduler
+from tests.scheduler_proc.fake_runner import EOS, Client, FakeRunner, generate, submit
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Whatever happens: blocks add up, everyone gets one end, and the tokens are those of the request alone."""
+
+    rids = Bundle("rids")
+
+    @initialize(
+        num_blocks=st.integers(4, 24),
+        max_num_seqs=st.integers(1, 5),
+        budget=st.integers(1, 20),
+        depth=st.integers(1, 3),
+        chunked=st.booleans(),
+        caching=st.booleans(),
+    )
+    def start(
+        self, num_blocks: int, max_num_seqs: int, budget: int, depth: int, chunked: bool, caching: bool
+    ) -> None:
+        ready = RunnerReady(num_blocks, 4, 64, max_num_seqs, Ids("i", [EOS]))
+        self.scheduler = Scheduler(ready, SchedulerConfig(budget, chunked, caching, depth, 64))
+        self.runner = FakeRunner(ready)
+        self.client = Client()
+        self.depth = depth
+        self.now = 0
+        self.next_rid = 0
+        self.expected: dict[int, list[int]] = {}
+        self.stopped: set[int] = set()
+
+    @rule(
+        target=rids,
+        prefix=st.sampled_from([0, 4, 7, 8, 12]),
+        rest=st.lists(st.integers(1, 3), min_size=1, max_size=12),
+        max_tokens=st.integers(1, 14),
+        n=st.integers(1, 3),
+        ignore_eos=st.booleans(),
+        salt=st.sampled_from(["", "other"]),
+    )
+    def send(self, prefix: int, rest: list[int], max_tokens: int, n: int, ignore_eos: bool, salt: str) -> int:
+        prompt = [5] * prefix + rest
+        rid, self.next_rid = self.next_rid, self.next_rid + n
+        for choice in range(n):
+            self.expected[rid + choice] = generate(prompt, max_tokens, ignore_eos)
+        self.scheduler.submit(submit(rid, prompt, max_tokens, n, salt, ignore_eos=ignore_eos), self.now)
+        return rid
+
+    @rule(rid=rids, choice=st.integers(0, 2))
+    def abort(self, rid: int, choice: int) -> None:
+        self.scheduler.abort([rid + choice], self.now)
+
+    @rule(rid=rids, choice=st.integers(0, 2))
+    def stop_hit(self, rid: int, choice: int) -> None:
+        self.scheduler.stop_hit([rid + choice], self.now)
+        self.client.take(self.scheduler.outgoing)
+        if rid + choice in self.expected and rid + choice not in self.client.reason:
+            self.stopped.add(rid + choice)
+
+    @rule()
+    def plan(self) -> None:
+        plan = self.scheduler.plan(self.now)
+        if plan is not None:
+            assert sum(plan.num_tokens) > 0
+            self.runner.plans.append(plan)
+        assert len(self.runner.plans) <= self.depth
+
+    @rule()
+    def run_step(self) -> None:
+        if self.runner.plans:
+            self.scheduler.result(self.runner.execute(), self.now)
+
+    @rule(steps=st.integers(1, 12))
+    def run_many(self, steps: int) -> None:
+        for _ in range(steps):
+            self.plan()
+            self.run_step()
+
+    @rule(index=st.integers(0, 4))
+    def fail_one(self, index: int) -> None:
+        if self.runner.plans:
+            fail = {index} & set(range(len(self.runner.plans[0].slots)))
+            self.scheduler.result(self.runner.execute(fail), self.now)
+
+    @rule()
+    def flush_cache(self) -> None:
+        self.scheduler.pool.flush()
+
+    @invariant()
+    def blocks_add_up(self) -> None:
+        if hasattr(self, "scheduler"):
+            self.now += 1
+            self.client.take(self.scheduler.outgoing)
+            self.scheduler.pool.check()
+
+    @invariant()
+    def tokens_are_right(self) -> None:
+        if hasattr(self, "scheduler"):
+            for rid, output in self.client.output.items():
+                assert output == self.expected[rid][: len(output)], f"rid {rid}"
+
+    def teardown(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        for _ in range(5000):
+            self.plan()
+            if not self.runner.plans:
+                break
+            self.run_step()
+        self.client.take(self.scheduler.outgoing)
+        self.scheduler.pool.check()
+        assert self.scheduler.pool.num_in_use == 0
+        stats = self.scheduler.stats()
+        assert (stats["waiting"], stats["running"], stats["sequences"], stats["steps_in_flight"]) == (0, 0, 0, 0)
+        assert set(self.client.reason) | self.stopped == set(self.expected)
+        assert not set(self.client.reason) & self.stopped
+        for rid, reason in self.client.reason.items():
+            if reason in (STOP, LENGTH):
+                assert self.client.output[rid] == self.expected[rid]
+                assert (reason == STOP) == (self.expected[rid][-1] == EOS and len(self.expected[rid]) > 0) or (
+                    reason == LENGTH
+                )
+            else:
+                assert reason in (ABORT, ERROR)
+
+
+TestSchedulerMachine = SchedulerMachine.TestCase
+TestSchedulerMachine.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)

@@ -1,0 +1,43 @@
+"""The tokenizer's process: requests and look-ups in, prompts of token ids out."""
+
+from __future__ import annotations
+
+import os
+
+from ipc.messages import ModelFiles
+from ipc.process import Process
+from tokenizer_proc.encoder import load_encoder
+from tokenizer_proc.model_folder import load_template
+from tokenizer_proc.pool import Pool
+from tokenizer_proc.preparer import Preparer
+from tokenizer_proc.router import Router
+
+
+def serve(process: Process) -> None:
+    """Wait to be told which model it is, then prepare its requests until shutdown."""
+    # The pool's threads are all that there are: the library would start one more for every core.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    files = wait_for_model(process)
+    if files is None:
+        return
+    template = load_template(files, process.config.chat_template)
+    preparer = Preparer(load_encoder(files), template, files.max_model_len, files.vocab_size)
+    pool = Pool(process.config.tokenizer_threads, preparer.answer, process.outbox(process.name))
+    router = Router(preparer.answer, pool.ask, lambda name, message: process.peer(name).send(message))
+    process.ready()
+    try:
+        while process.running:
+            for message in process.receive():
+                router.handle(message)
+            process.stats = router.stats()
+    finally:
+        pool.close()
+
+
+def wait_for_model(process: Process) -> ModelFiles | None:
+    """The model's name and files, when the supervisor knows them; None when there is a shutdown before."""
+    while process.running:
+        for message in process.receive():
+            if type(message) is ModelFiles:
+                return message
+    return None
