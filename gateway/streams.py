@@ -67,8 +67,14 @@ class Sequence:
         self._stream.touched(self, LOGPROB_BYTES * sum(map(len, logprobs)))
 
     def end(self, tail: Tail) -> None:
-        self.tail = tail
-        self._stream.ended(self, tail)
+        """The terminal event. A failure ends the whole request, and is not this choice's end as clients see it."""
+        if tail.refusal is not None:
+            self._stream.fail(ApiError.of(tail.refusal))
+        elif tail.reason in (ERROR, ABORT):
+            self._stream.fail(ApiError(500, "the request was given up inside the server"))
+        else:
+            self.tail = tail
+        self._stream.ended(self)
 
     def take(self) -> Piece:
         """What has come since the last call."""
@@ -117,12 +123,9 @@ class Stream:
         if not self._waits_for_all:
             self._wake()
 
-    def ended(self, sequence: Sequence, tail: Tail) -> None:
+    def ended(self, sequence: Sequence) -> None:
+        """A sequence brings no more."""
         self._unfinished -= 1
-        if tail.refusal is not None:
-            self.fail(ApiError.of(tail.refusal))
-        elif tail.reason in (ERROR, ABORT):
-            self.fail(ApiError(500, "the request was given up inside the server"))
         self._touched[sequence] = None
         if self._unfinished == 0 or not self._waits_for_all:
             self._wake()

@@ -6,9 +6,8 @@ from typing import Any
 
 from ipc.config import ModelConfig
 from ipc.messages import ModelFiles
-from model_proc.checkpoint import generation_defaults, read_config
-from model_proc.model_files import ModelFiles as LocalModel
-from model_proc.model_files import ModelFilesError
+from model_proc.files.checkpoint import generation_defaults, read_config
+from model_proc.files.model_files import LocalModel, ModelFilesError
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
 SAMPLING_KEYS = ("temperature", "top_p", "top_k", "repetition_penalty")
@@ -31,7 +30,9 @@ def describe(model: LocalModel, config: ModelConfig) -> ModelFiles:
 def _context(settings: dict[str, Any], wanted: int, model: LocalModel) -> int:
     limit = _whole_number(settings, CONTEXT_KEYS, model)
     if wanted > limit:
-        raise ModelFilesError(f"--max-model-len {wanted} is more than the {limit} tokens that {model.name} was made for")
+        raise ModelFilesError(
+            f"--max-model-len {wanted} is more than the {limit} tokens that {model.name} was made for"
+        )
     return wanted or limit
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import deque
-from collections.abc import Callable
 
-from ipc.messages import Loading, Plan
+from ipc.messages import Loading, Plan, RunnerReady
 from ipc.process import FatalError, Process
-from model_proc.checkpoint import default_cache_dir, resolve
 from model_proc.describe import describe
+from model_proc.files.checkpoint import default_cache_dir, resolve
+from model_proc.files.model_files import ModelFilesError
 from model_proc.mock import MockRunner, describe_mock
-from model_proc.model_files import ModelFilesError
 from model_proc.runner import Runner
 
 POLL_S = 20e-6
@@ -19,13 +19,16 @@ POLL_S = 20e-6
 
 def serve(process: Process) -> None:
     """Find the model, say which one it is, load it, and execute plans until shutdown."""
+    gc.disable()  # imports and weights only allocate: collecting in between costs about a second of the start
     try:
         runner = open_runner(process)
         ready = runner.load()
+        check_capacity(ready)
     except ModelFilesError as error:
         raise FatalError(str(error)) from error
     scheduler = process.peer("scheduler")
     scheduler.send(ready)
+    gc.enable()
     process.ready()
     plans: deque[Plan] = deque()
     while process.running:
@@ -40,6 +43,16 @@ def serve(process: Process) -> None:
         elif runner.in_flight and not plans:
             # The device works. The next plan may arrive before it is done, so look out for both.
             time.sleep(POLL_S)
+
+
+def check_capacity(ready: RunnerReady) -> None:
+    """Raise FatalError unless the KV cache can hold the longest sequence that the server promises to take."""
+    capacity = ready.num_blocks * ready.block_size
+    if capacity < ready.max_model_len:
+        raise FatalError(
+            f"the KV cache has room for {capacity} tokens, less than one sequence of {ready.max_model_len}: lower "
+            "--max-model-len, or give more with --kv-cache-memory-bytes or --num-gpu-blocks-override"
+        )
 
 
 def open_runner(process: Process) -> Runner:

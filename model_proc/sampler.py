@@ -98,7 +98,9 @@ class Sampler:
         if penalized:
             rows = torch.tensor(penalized, device=self._device)
             logits[rows] = self._penalize(logits[rows], [sampling[row] for row in penalized], slots[penalized])
-        rows_of, ids, bias = [], [], []
+        rows_of: list[int] = []
+        ids: list[int] = []
+        bias: list[float] = []
         for row, params in enumerate(sampling):
             rows_of += [row] * len(params.bias_ids)
             ids += params.bias_ids
@@ -115,7 +117,8 @@ class Sampler:
 
     def _penalize(self, logits: Tensor, sampling: list[Sampling], slots: NDArray[np.int64]) -> Tensor:
         """Repetition penalty as in CTRL (Keskar et al., 2019), over prompt and output; OpenAI's two over output."""
-        assert self._in_prompt is not None and self._in_output is not None
+        assert self._in_prompt is not None
+        assert self._in_output is not None
         index = torch.from_numpy(slots).to(self._device)
         counts = self._in_output[index]
         repetition = self._column([params.repetition_penalty for params in sampling])

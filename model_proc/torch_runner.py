@@ -21,8 +21,8 @@ from model_proc.attention import transformers_bridge
 from model_proc.attention.paged import KVCache, LayerShape
 from model_proc.attention.torch_sdpa import TorchAttention
 from model_proc.batch import Batch, StepInputs
-from model_proc.checkpoint import generation_defaults
-from model_proc.model_files import Progress
+from model_proc.files.checkpoint import generation_defaults
+from model_proc.files.model_files import Progress
 from model_proc.sampler import Sampled, Sampler
 from model_proc.weights import load_model
 
@@ -204,11 +204,6 @@ class TorchRunner:
             # More than every sequence at full length is never of use.
             useful = config.max_num_seqs * -(-max_model_len // config.block_size)
             num_blocks = min(self._free_memory() // block_bytes, useful)
-        if num_blocks * config.block_size < max_model_len:
-            raise FatalError(
-                f"the KV cache has room for {num_blocks * config.block_size} tokens, less than one sequence of "
-                f"{max_model_len}: lower --max-model-len, or give more with --kv-cache-memory-bytes"
-            )
         return num_blocks
 
     def _free_memory(self) -> int:
@@ -234,4 +229,3 @@ def _dtype(wanted: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda" or torch.cpu._is_avx512_bf16_supported():
         return torch.bfloat16
     return torch.float32
-

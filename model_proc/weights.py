@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers import logging as transformers_logging
 
-from model_proc.model_files import ModelFilesError, Progress, read_json_object
+from model_proc.files.model_files import ModelFilesError, Progress, read_json_object
 
 LAYER_TYPES = {"full_attention", "sliding_attention"}
 LANGUAGE_MODEL_SUFFIXES = ("ForCausalLM", "LMHeadModel")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from model_proc.checkpoint import default_cache_dir, resolve
-from model_proc.model_files import ModelFiles as LocalModel
+from model_proc.files.checkpoint import default_cache_dir, resolve
+from model_proc.files.model_files import LocalModel
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,18 +34,22 @@ class KVCache:
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        # Zeros, not empty memory: rows that a mask hides are still multiplied by 0, and 0 * NaN is NaN.
         rows = num_blocks * block_size
-        self.keys = [
-            torch.zeros(rows, shape.num_kv_heads, shape.key_dim, dtype=dtype, device=device) for shape in layers
-        ]
-        self.values = [
-            torch.zeros(rows, shape.num_kv_heads, shape.value_dim, dtype=dtype, device=device) for shape in layers
-        ]
+        self.keys = [_zeros((rows, shape.num_kv_heads, shape.key_dim), dtype, device) for shape in layers]
+        self.values = [_zeros((rows, shape.num_kv_heads, shape.value_dim), dtype, device) for shape in layers]
 
     @staticmethod
     def bytes_per_token(layers: list[LayerShape], dtype: torch.dtype) -> int:
         return sum(shape.num_kv_heads * (shape.key_dim + shape.value_dim) for shape in layers) * dtype.itemsize
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros, not empty memory: rows that a mask hides are still multiplied by 0, and 0 * NaN is NaN."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # NumPy asks the system for zeroed pages, which cost nothing until they are used; torch.zeros writes them all.
+    size = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(dtype).view(shape)
 
 
 @dataclass(slots=True)

@@ -58,9 +58,9 @@ class TorchAttentionStep:
         for index, group in enumerate(self._groups):
             batch, length = group.query_positions.shape[0], len(group.key_positions)
             # [B, heads, tokens, dim], as scaled_dot_product_attention wants it
-            q = query[group.rows].unflatten(0, (batch, -1)).transpose(1, 2)
-            k = keys[group.cache_rows].unflatten(0, (batch, length)).transpose(1, 2)
-            v = values[group.cache_rows].unflatten(0, (batch, length)).transpose(1, 2)
+            q = query[group.rows].view(batch, -1, *query.shape[1:]).transpose(1, 2)
+            k = keys[group.cache_rows].view(batch, length, *keys.shape[1:]).transpose(1, 2)
+            v = values[group.cache_rows].view(batch, length, *values.shape[1:]).transpose(1, 2)
             mask = self._mask(index, group, params.sliding_window)
             if params.softcap:
                 attended = _softcapped_attention(q, k, v, mask, params)

@@ -41,7 +41,7 @@ def paged_attention_forward(
         softcap=softcap,
     )
     layer = int(module.layer_idx)  # type: ignore[arg-type]
-    output = step(layer, *(tensor[0].transpose(0, 1) for tensor in (query, key, value)), params)
+    output = step(layer, query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), params)
     return output[None], None
 
 

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from detok_proc.vocabulary import BYTE_OF_CHARACTER
-from model_proc.checkpoint import EMBEDDED_MODEL, default_cache_dir, resolve
+from model_proc.files.model_files import LocalModel
 
 
 @pytest.fixture(scope="session")
@@ -69,10 +69,9 @@ def suffixes() -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def embedded() -> Tokenizer:
+def embedded(embedded_model: LocalModel) -> Tokenizer:
     """The tokenizer of the embedded model."""
-    files = resolve(EMBEDDED_MODEL, default_cache_dir(), lambda phase, done, total: None)
-    return Tokenizer.from_file(str(files.tokenizer_folder / "tokenizer.json"))
+    return Tokenizer.from_file(str(embedded_model.tokenizer_folder / "tokenizer.json"))
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ class Ring:
         self.inboxes = {name: Inbox(self.context, str(run_dir), name, EPOCH) for name in names}
         self.process = Process("detokenizer", RingConfig(str(run_dir), EPOCH, "info"), DetokenizerConfig())
         self.outbox = Outbox(self.context, str(run_dir), "detokenizer", EPOCH)
-        self.thread = threading.Thread(target=serve, args=(self.process,))
+        self.thread = threading.Thread(target=serve, args=(self.process,), daemon=True)
         self.thread.start()
 
     def receive(self, name: str) -> list[object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from array import array
 from typing import Any
 
@@ -44,10 +45,15 @@ async def next_event(response: aiohttp.ClientResponse) -> Any:
 
 
 async def talk(url: str, data: bytes) -> bytes:
-    """Send bytes and return all that comes back until the server closes the connection."""
+    """Send bytes and return all that comes back until the server closes the connection.
+
+    A server that closes before it has read everything resets the connection; what it said before counts.
+    """
     reader, writer = await asyncio.open_connection(URL(url).host, URL(url).port)
     writer.write(data)
-    try:
-        return await reader.read()
-    finally:
-        writer.close()
+    answer = b""
+    with contextlib.suppress(ConnectionResetError):
+        while chunk := await reader.read(1 << 16):
+            answer += chunk
+    writer.close()
+    return answer

@@ -10,6 +10,8 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
 from tokenizers.pre_tokenizers import ByteLevel
 
+from model_proc.gguf.convert import convert_gguf
+
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, CONTEXT = 64, 96, 2, 4, 2, 128
 HEAD_DIM = {"llama": 16, "qwen2": 16, "qwen3": 32}
 SPECIAL_TOKENS = ("<|end|>", "<|turn|>", "<|begin|>")
@@ -112,3 +114,15 @@ def in_gguf_row_order(rows: np.ndarray, heads: int) -> np.ndarray:
     """
     halves = rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
     return halves.swapaxes(1, 2).reshape(rows.shape)
+
+
+def silent(phase: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+def convert(folder: Path, architecture: str, values: Metadata, weights: Tensors) -> Path:
+    """Write `folder`/tiny.gguf and convert it; returns the model folder."""
+    target = folder / "model"
+    target.mkdir()
+    convert_gguf(write_gguf(folder / "tiny.gguf", architecture, values, weights), target, silent)
+    return target

@@ -30,7 +30,7 @@ FILES = {
 RESOLVE = """
 import sys
 from pathlib import Path
-from model_proc.checkpoint import ModelFilesError, resolve
+from model_proc.files.checkpoint import ModelFilesError, resolve
 for model in sys.argv[2:]:
     try:
         files = resolve(model, Path(sys.argv[1]), lambda phase, done, total: print("progress", phase))

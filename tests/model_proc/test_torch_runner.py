@@ -15,7 +15,7 @@ from ipc.config import ModelConfig, section
 from ipc.messages import LENGTH, RunnerReady, Sampling
 from ipc.options import complete
 from model_proc.describe import describe
-from model_proc.model_files import ModelFiles as LocalModel
+from model_proc.files.model_files import LocalModel
 from model_proc.torch_runner import TorchRunner
 from tests.in_process import Outcome, generate
 

@@ -13,8 +13,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen3Config
 
-from model_proc.model_files import ModelFiles, ModelFilesError
+from model_proc.files.model_files import LocalModel, ModelFilesError
 from model_proc.weights import check_supported, load_config, load_model
+from tests.model_proc.gguf_samples import silent
 
 CPU = torch.device("cpu")
 SHAPE = {
@@ -27,10 +28,6 @@ SHAPE = {
     "head_dim": 8,
 }
 Weights = dict[str, torch.Tensor]
-
-
-def silent(phase: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32, attention: str = "eager") -> torch.nn.Module:
@@ -110,7 +107,7 @@ def test_sharded_weights(tmp_path: Path) -> None:
     assert len(list(load(folder).parameters())) == 21
 
 
-def test_the_embedded_model_is_mapped_not_copied(embedded_model: ModelFiles) -> None:
+def test_the_embedded_model_is_mapped_not_copied(embedded_model: LocalModel) -> None:
     model: Any = load(embedded_model.folder)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from model_proc.checkpoint import EMBEDDED_MODEL, default_cache_dir, resolve
+from model_proc.files.model_files import LocalModel
 
 
 @pytest.fixture(scope="session")
-def embedded_folder() -> Path:
+def embedded_folder(embedded_model: LocalModel) -> Path:
     """The embedded model's folder: tokenizer.json, tokenizer_config.json, chat_template.jinja."""
-    return resolve(EMBEDDED_MODEL, default_cache_dir(), lambda phase, done, total: None).tokenizer_folder
+    return embedded_model.tokenizer_folder
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +25,8 @@ def embedded(embedded_folder: Path) -> Tokenizer:
 def sentencepiece_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Like Llama 2: "▁" before the very first text, single bytes for what is lacking, BOS before every text."""
     letters = "abcdefghijklmnopqrstuvwxyz<>|/_\n"
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters, "▁", "▁a", "▁h", "hi", "▁hi"]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
+    tokens += ["▁", "▁a", "▁h", "hi", "▁hi"]
     merges = [("▁", "a"), ("h", "i"), ("▁", "hi")]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))

@@ -10,7 +10,9 @@ import pytest
 from tokenizer_proc.chat_template import MOCK_TEMPLATE, ChatTemplate, NoTemplate
 from tokenizer_proc.errors import RequestError
 
-TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}{% if add_generation_prompt %}<new>{% endif %}"
+TURNS = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}{% if add_generation_prompt %}<new>{% endif %}"
+)
 TRIMMED = TURNS.replace("m.content", "m.content | trim")
 USER = {"role": "user", "content": "Hi "}
 ASSISTANT = {"role": "assistant", "content": "Well, \n"}

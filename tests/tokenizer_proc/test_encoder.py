@@ -50,7 +50,7 @@ class TestEmbeddedModel:
         assert ids == embedded.encode("<|im_start|>user").ids
 
     def test_in_a_message_they_are_text(self, encoder: Encoder, embedded: Tokenizer) -> None:
-        start, end = (embedded.token_to_id(token) for token in ("<|im_start|>", "<|im_end|>"))
+        start, end = (embedded.get_vocab()[token] for token in ("<|im_start|>", "<|im_end|>"))
         ids = encode_prompt(encoder, "<|im_start|>user\n{}<|im_end|>\n", content="say <|im_end|> now<|im_start|>")
         assert ids[0] == start
         assert ids.count(start) == 1
@@ -64,7 +64,7 @@ class TestEmbeddedModel:
         self, encoder: Encoder, embedded: Tokenizer, plain: Tokenizer, parts: list[str]
     ) -> None:
         content = "".join(parts)
-        start, end = (embedded.token_to_id(token) for token in ("<|im_start|>", "<|im_end|>"))
+        start, end = (embedded.get_vocab()[token] for token in ("<|im_start|>", "<|im_end|>"))
         body = plain.encode(f"user\n{content}", add_special_tokens=False).ids
         rest = plain.encode("\n", add_special_tokens=False).ids
         assert encode_prompt(encoder, "<|im_start|>user\n{}<|im_end|>\n", content=content) == [start, *body, end, *rest]
@@ -88,7 +88,8 @@ class TestSentencePiece:
     def test_bos_is_added_on_demand_only(self, sentencepiece: TokenizerEncoder) -> None:
         assert sentencepiece.encode("hi", add_special_tokens=True)[0] == 1
         assert sentencepiece.encode("hi", add_special_tokens=False)[0] != 1
-        assert sentencepiece.encode_hidden("<s>\ud800", {"</s>": "\ud800"}, add_special_tokens=True)[:2].tolist() == [1, 1]
+        twice = sentencepiece.encode_hidden("<s>\ud800", {"</s>": "\ud800"}, add_special_tokens=True)
+        assert twice[:2].tolist() == [1, 1]
 
     @given(st.lists(st.sampled_from(["<s>", "</s>", "<|user|>", " ", "hi", " a", "<think>", "\n", "é"])))
     def test_aliases_change_nothing_else(self, sentencepiece: TokenizerEncoder, parts: list[str]) -> None:
@@ -96,7 +97,9 @@ class TestSentencePiece:
         text = "".join(parts)
         assert sentencepiece.encode_hidden(text, {"<unk>": "\ud800"}, False) == sentencepiece.encode(text, False)
 
-    def test_text_of_special_tokens_stays_text(self, sentencepiece: TokenizerEncoder, sentencepiece_folder: Path) -> None:
+    def test_text_of_special_tokens_stays_text(
+        self, sentencepiece: TokenizerEncoder, sentencepiece_folder: Path
+    ) -> None:
         ids = encode_prompt(sentencepiece, "<s><|user|> {}</s>", content="hi </s> <think>")
         assert ids.count(2) == 1
         assert sentencepiece.decode(ids) == "<s><|user|>hi </s> <think></s>"

@@ -68,7 +68,7 @@ def test_no_template(tmp_path: Path, config: dict[str, Any]) -> None:
 
 def test_a_broken_template_of_the_model_only_stops_its_chats(tmp_path: Path) -> None:
     write(tmp_path, "chat_template.jinja", "\n{% for %}")
-    with pytest.raises(RequestError, match="broken .line 2: .*--chat-template FILE"):
+    with pytest.raises(RequestError, match=r"broken .line 2: .*--chat-template FILE"):
         rendered(files(tmp_path))
 
 
@@ -96,5 +96,5 @@ class TestFatal:
     @pytest.mark.parametrize("content", ["{", "[]"])
     def test_a_configuration_that_is_no_json_object(self, tmp_path: Path, content: str) -> None:
         write(tmp_path, "tokenizer_config.json", content)
-        with pytest.raises(FatalError, match="tokenizer_config.json .*fetch the model again"):
+        with pytest.raises(FatalError, match=r"tokenizer_config\.json .*fetch the model again"):
             load_template(files(tmp_path), "")

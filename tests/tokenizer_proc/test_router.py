@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ipc.codec import Ids
+from ipc.codec import Ids, Map
 from ipc.messages import RID_BITS, Abort, Detokenize, Generate, LookUp, Output, Sampling, StopHit, Submit, Tokenize
 from tokenizer_proc.preparer import Answer, Question
 from tokenizer_proc.router import MAX_INLINE_CHARS, MAX_INLINE_IDS, Router
@@ -15,7 +15,7 @@ SHORT, LONG = "short", "long " * MAX_INLINE_CHARS
 
 
 def generate(rid: int, text: str | None = None, ids: Ids | None = None, n: int = 1) -> Generate:
-    chat = {"messages": []} if text is None and ids is None else None
+    chat: Map | None = {"messages": []} if text is None and ids is None else None
     return Generate(rid, "name", n, text, ids, chat, Sampling(), Output(), 0, "", 1)
 
 

@@ -41,10 +41,9 @@ class TestDialect:
         plain = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
-        variables = {"items": [1, 2, 3]}
         if "call(x)" in source:
             source = "{% macro twice(x) %}{{ caller(x) }}{{ caller(x) }}{% endmacro %}" + source
-        assert rendered(source, **variables) == plain.from_string(source).render(variables)
+        assert rendered(source, items=[1, 2, 3]) == plain.from_string(source).render(items=[1, 2, 3])
 
     def test_json_is_not_made_fit_for_html(self) -> None:
         assert rendered("{{ x | tojson }}", x={"a": "<é>"}) == '{"a": "<é>"}'
@@ -78,8 +77,9 @@ class TestSandbox:
             rendered("{{ lipsum(1000000) }}")
 
     def test_the_deadline_is_no_variable_of_the_template(self) -> None:
+        template = ENVIRONMENT.compile_template("{% for x in [1] %}{% endfor %}")
         with pytest.raises(LimitError):
-            rendered("{% for x in [1] %}{% endfor %}", time_limit_s=-1, **{"the deadline": 1e18})
+            render(template, {"the deadline": 1e18}, 100, time_limit_s=-1)
 
 
 class TestLimits:

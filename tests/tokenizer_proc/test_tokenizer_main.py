@@ -44,7 +44,7 @@ class Ring:
         self.process = Process("tokenizer", RingConfig(str(run_dir), EPOCH, "info"), config)
         self.outbox = Outbox(self.context, str(run_dir), "tokenizer", EPOCH)
         self.failure: Exception | None = None
-        self.thread = threading.Thread(target=self._serve)
+        self.thread = threading.Thread(target=self._serve, daemon=True)
         self.thread.start()
 
     def _serve(self) -> None:
@@ -108,8 +108,9 @@ def test_a_slow_template_delays_nobody_elses_abort(tmp_path: Path) -> None:
     ring.outbox.send(Abort([1]))
     ring.outbox.send(Abort([2]))
     # The template would run for hours. It is the time limit that ends it, and the shutdown does not wait for that.
-    assert ring.receive("scheduler") == [Abort([2])]
+    sent = ring.receive("scheduler")
     ring.close()
+    assert sent == [Abort([2])]
     assert not ring.thread.is_alive()
 
 

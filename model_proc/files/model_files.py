@@ -20,7 +20,7 @@ class ModelFilesError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFiles:
+class LocalModel:
     """Where a model's files lie.
 
     `folder` holds config.json and the weights as safetensors (and generation_config.json and a chat template where

@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from model_proc.gguf_config import build_config, build_generation_config
-from model_proc.gguf_file import read_gguf
-from model_proc.gguf_tensors import Conversion, plan_conversions
-from model_proc.gguf_tokenizer import build_tokenizer
-from model_proc.model_files import ModelFilesError, Progress, gigabytes
-from model_proc.safetensors_file import SafetensorsWriter
+from model_proc.files.model_files import ModelFilesError, Progress, gigabytes
+from model_proc.files.safetensors_file import SafetensorsWriter
+from model_proc.gguf.config import build_config, build_generation_config
+from model_proc.gguf.file import read_gguf
+from model_proc.gguf.tensors import Conversion, plan_conversions
+from model_proc.gguf.tokenizer import build_tokenizer
 
 
 def convert_gguf(source: Path, folder: Path, progress: Progress) -> None:

@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
-from model_proc.model_files import ModelFilesError, Progress
+from model_proc.files.model_files import ModelFilesError, Progress
 
 WANTED = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.model", "spiece.model")
 UNWANTED = ("*/*", "consolidated*.safetensors")  # other formats and copies lie in subfolders

@@ -14,9 +14,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from model_proc.cache_folder import ensure_folder
-from model_proc.model_files import ModelFiles, ModelFilesError, Progress, read_json_object
-from model_proc.safetensors_file import check_safetensors
+from model_proc.files.cache_folder import ensure_folder
+from model_proc.files.model_files import LocalModel, ModelFilesError, Progress, read_json_object
+from model_proc.files.safetensors_file import check_safetensors
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("QUINTET_CACHE") or "~/.cache/quintet").expanduser()
 
 
-def resolve(model: str, cache_dir: Path, progress: Progress) -> ModelFiles:
+def resolve(model: str, cache_dir: Path, progress: Progress) -> LocalModel:
     """Find the files of `model`, downloading or converting them where needed; conversions are kept in `cache_dir`.
 
     `model` is "" or "smollm2-135m" (the embedded model), a local folder, a `.gguf` file, or a Hugging Face id.
@@ -127,7 +127,7 @@ def generation_defaults(folder: Path) -> dict[str, Any]:
     return defaults
 
 
-def _from_gguf(source: Path, name: str, cache_dir: Path, progress: Progress) -> ModelFiles:
+def _from_gguf(source: Path, name: str, cache_dir: Path, progress: Progress) -> LocalModel:
     status = source.stat()
     try:
         with source.open("rb") as file:
@@ -142,17 +142,17 @@ def _from_gguf(source: Path, name: str, cache_dir: Path, progress: Progress) -> 
     }
 
     def fill(temporary: Path) -> None:
-        from model_proc.gguf_convert import convert_gguf
+        from model_proc.gguf.convert import convert_gguf
 
         convert_gguf(source, temporary, progress)
 
     ensure_folder(folder, details, fill, progress)
-    return ModelFiles(folder, folder, name)
+    return LocalModel(folder, folder, name)
 
 
 def _hub_folder(model_id: str, progress: Progress) -> Path:
     """The hub cache's copy, if it is complete: a start must not depend on the network. Else a download."""
-    from model_proc.hub_download import download, find_cached
+    from model_proc.files.hub_download import download, find_cached
 
     cached = find_cached(model_id)
     if cached is not None:
@@ -165,11 +165,11 @@ def _hub_folder(model_id: str, progress: Progress) -> Path:
     return download(model_id, progress)
 
 
-def _from_folder(folder: Path, name: str, cache_dir: Path, progress: Progress) -> ModelFiles:
+def _from_folder(folder: Path, name: str, cache_dir: Path, progress: Progress) -> LocalModel:
     read_config(folder)
     for path in _weight_files(folder):
         check_safetensors(path)
-    return ModelFiles(folder, _tokenizer_folder(folder, cache_dir, progress), name)
+    return LocalModel(folder, _tokenizer_folder(folder, cache_dir, progress), name)
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -219,7 +219,7 @@ def _tokenizer_folder(folder: Path, cache_dir: Path, progress: Progress) -> Path
     target = cache_dir / "tokenizer" / _folder_name(folder.name, version.encode() + identity)
 
     def fill(temporary: Path) -> None:
-        from model_proc.tokenizer_convert import convert_tokenizer
+        from model_proc.files.tokenizer_convert import convert_tokenizer
 
         progress("convert the tokenizer", 0, 0)
         convert_tokenizer(folder, temporary)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from model_proc.model_files import ModelFilesError
+from model_proc.files.model_files import ModelFilesError
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

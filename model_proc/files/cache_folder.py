@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from model_proc.model_files import ModelFilesError, Progress
+from model_proc.files.model_files import ModelFilesError, Progress
 
 log = logging.getLogger(__name__)
 

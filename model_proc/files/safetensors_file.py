@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from model_proc.model_files import ModelFilesError
+from model_proc.files.model_files import ModelFilesError
 
 if TYPE_CHECKING:
     import numpy as np  # not at run time: every start checks files, few write them

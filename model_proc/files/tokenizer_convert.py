@@ -7,7 +7,7 @@ import logging
 import warnings
 from pathlib import Path
 
-from model_proc.model_files import ModelFilesError
+from model_proc.files.model_files import ModelFilesError
 
 
 def convert_tokenizer(source: Path, target: Path) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from model_proc.gguf_file import GgufFile, GgufTensor
-from model_proc.gguf_tokenizer import read_special_ids
-from model_proc.model_files import ModelFilesError
+from model_proc.files.model_files import ModelFilesError
+from model_proc.gguf.file import GgufFile, GgufTensor
+from model_proc.gguf.tokenizer import read_special_ids
 
 MODEL_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 """GGUF architectures that can be converted; the names are also `transformers` model types."""

@@ -14,9 +14,9 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 
-from model_proc.gguf_file import GgufFile
-from model_proc.gguf_pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
-from model_proc.model_files import ModelFilesError
+from model_proc.files.model_files import ModelFilesError
+from model_proc.gguf.file import GgufFile
+from model_proc.gguf.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 
 SPACE_MARK = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece writes a space so
 SPECIAL_ROLES = ("bos", "eos", "eot", "eom", "unknown", "padding")

@@ -15,9 +15,9 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
-from model_proc.gguf_file import GgufFile, GgufTensor
-from model_proc.model_files import ModelFilesError
-from model_proc.safetensors_file import ITEM_BYTES, TensorSpec
+from model_proc.files.model_files import ModelFilesError
+from model_proc.files.safetensors_file import ITEM_BYTES, TensorSpec
+from model_proc.gguf.file import GgufFile, GgufTensor
 
 CHUNK_ITEMS = 4 * 1024 * 1024
 GROUP_BLOCKS = 1024

@@ -1,0 +1,1 @@
+"""Benchmarks: clients of the public surface. Each module's docstring says how to run it."""

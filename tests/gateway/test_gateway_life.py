@@ -1,0 +1,305 @@
+"""The gateway's process on real sockets: start, serve, drain, lose the ring, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from array import array
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiohttp
+import pytest
+import pytest_asyncio
+import zmq
+
+from gateway.main import Gateway
+from ipc.config import GatewayConfig, RingConfig
+from ipc.messages import (
+    Abort,
+    Beat,
+    Drain,
+    Drained,
+    Fatal,
+    Generate,
+    Loading,
+    Ready,
+    RingState,
+    Shutdown,
+    Submit,
+    Text,
+)
+from ipc.process import EXIT_FATAL, FatalError, Process
+from ipc.sockets import AsyncInbox, Inbox, Outbox
+from tests.gateway.answers import events_in, next_event
+from tests.gateway.scripted_ring import MODEL, NAMES, PATIENCE_S, head, tail
+
+TEXT = "/v1/completions"
+Message = TypeVar("Message")
+
+
+@pytest.fixture
+def run_dir() -> Iterator[str]:
+    """A folder with a short name: socket paths have 107 bytes."""
+    folder = tempfile.mkdtemp(prefix="quintet-test-")
+    yield folder
+    shutil.rmtree(folder)
+
+
+class Neighbour:
+    """The inbox of a process that the test plays."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], run_dir: str, name: str) -> None:
+        self._messages: asyncio.Queue[Any] = asyncio.Queue()
+        inbox = Inbox(context, run_dir, name, epoch=3)
+        self._inbox = AsyncInbox(inbox, asyncio.get_running_loop(), self._messages.put_nowait)
+
+    async def next(self, kind: type[Message]) -> Message:
+        """The next message of a kind; others that come before it are dropped."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not isinstance(message := await self._messages.get(), kind):
+                pass
+        return message
+
+    def has_message(self) -> bool:
+        return not self._messages.empty()
+
+    def close(self) -> None:
+        self._inbox.close()
+
+
+class World:
+    """A gateway's process, with the test in the place of all others."""
+
+    def __init__(self, run_dir: str, **options: Any) -> None:
+        config = GatewayConfig(
+            **({"host": "127.0.0.1", "port": 0, "served_model_name": [], "max_body_mib": 1} | options)
+        )
+        self.process = Process("gateway", RingConfig(run_dir, epoch=3, log_level="info"), config)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.supervisor = Neighbour(self._context, run_dir, "supervisor")
+        self.tokenizer = Neighbour(self._context, run_dir, "tokenizer")
+        self._gateway = Outbox(self._context, run_dir, "gateway", epoch=3)
+        self.running = asyncio.create_task(Gateway(self.process).run())
+
+    def send(self, message: Any) -> None:
+        """Into the gateway's inbox."""
+        self._gateway.send(message)
+
+    def set_states(self, **states: str) -> None:
+        self.send(RingState(dict.fromkeys(NAMES, "ready") | states))
+
+    def bring(self, rid: int, text: str, ends: bool = False, opens: bool = False) -> None:
+        """One token for one sequence."""
+        tails = [tail(rid, 1)] if ends else []
+        self.send(Text([head(rid)] if opens else [], [rid], [text], [1], array("i", [1]), None, tails, 1))
+
+    async def close(self) -> None:
+        self.send(Shutdown())
+        async with asyncio.timeout(PATIENCE_S):
+            await self.running
+        self.process.close()
+        for part in (self.supervisor, self.tokenizer, self._gateway):
+            part.close()
+        self._context.term()
+
+
+@pytest_asyncio.fixture
+async def world(run_dir: str) -> AsyncIterator[World]:
+    world = World(run_dir)
+    yield world
+    await world.close()
+
+
+@pytest_asyncio.fixture
+async def http(world: World) -> AsyncIterator[aiohttp.ClientSession]:
+    """A client of the gateway, whose ring is all ready."""
+    url = (await world.supervisor.next(Ready)).info["url"]
+    world.send(MODEL)
+    world.set_states()
+    async with aiohttp.ClientSession(url) as session:
+        await ready(session)
+        yield session
+
+
+async def ready(http: aiohttp.ClientSession, status: int = 200) -> None:
+    """Wait until `/ready` says so."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            async with http.get("/ready") as response:
+                if response.status == status:
+                    return
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.asyncio
+async def test_from_start_to_ready(world: World) -> None:
+    message = await world.supervisor.next(Ready)
+    assert message.process == "gateway"
+    async with aiohttp.ClientSession(message.info["url"]) as http:
+        async with http.get("/health") as response:
+            assert response.status == 200
+        async with http.get("/ready") as response:
+            assert response.status == 503
+        world.send(MODEL)
+        world.set_states(model="starting")
+        world.send(Loading("loading weights", 1, 2))
+        world.send(Beat("model", 1, {"memory": 5}))
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                async with http.get("/v1/loads") as response:
+                    if "model" in (await response.json())["processes"]:
+                        break
+        async with http.get("/ready") as response:
+            assert (await response.json())["loading"]["done"] == 1
+        world.set_states()
+        await ready(http)
+    assert world.process.progress > 0
+    assert world.process.stats == {"requests": 0, "sequences": 0, "look_ups": 0}
+
+
+@pytest.mark.asyncio
+async def test_a_request_round_the_ring(world: World, http: aiohttp.ClientSession) -> None:
+    asking = asyncio.create_task(http.post(TEXT, json={"prompt": "x"}))
+    generate = await world.tokenizer.next(Generate)
+    world.send(Submit(1, "", 1, array("i"), generate.sampling, generate.output, 0, "", 0, 0, None))  # astray
+    world.send(Text([], [999], ["columns", "differ"], [1], array("i"), None, [], 1))  # a sender's bug
+    world.bring(generate.rid, "a", opens=True)
+    world.bring(generate.rid, "b", ends=True)
+    response = await asking
+    assert (await response.json())["choices"][0]["text"] == "ab"
+
+
+@pytest.mark.asyncio
+async def test_drain_lets_running_requests_finish(world: World, http: aiohttp.ClientSession) -> None:
+    asking = asyncio.create_task(http.post(TEXT, json={"prompt": "x", "stream": True}))
+    rid = (await world.tokenizer.next(Generate)).rid
+    world.bring(rid, "a", opens=True)
+    stream = await asking
+    await next_event(stream)
+    world.send(Drain(PATIENCE_S))
+    await ready(http, status=503)
+    async with http.post(TEXT, json={"prompt": "y"}) as response:
+        assert response.status == 503
+        assert response.headers["Retry-After"]
+    assert not world.supervisor.has_message()
+    world.bring(rid, "b", ends=True)
+    assert events_in(await stream.read())[-1]["choices"][0]["finish_reason"] == "stop"
+    assert await world.supervisor.next(Drained) == Drained("gateway", 0)
+
+
+@pytest.mark.asyncio
+async def test_drain_when_idle_is_over_at_once(world: World, http: aiohttp.ClientSession) -> None:
+    world.send(Drain(PATIENCE_S))
+    assert await world.supervisor.next(Drained) == Drained("gateway", 0)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("drains", [[0.02], [PATIENCE_S, 0.0]], ids=["deadline", "second"])
+async def test_drain_cuts_what_is_left(world: World, http: aiohttp.ClientSession, drains: list[float]) -> None:
+    """At the deadline; a second, shorter one counts."""
+    asking = asyncio.create_task(http.post(TEXT, json={"prompt": "x", "stream": True}))
+    streaming = (await world.tokenizer.next(Generate)).rid
+    world.bring(streaming, "a", opens=True)
+    stream = await asking
+    waiting = asyncio.create_task(http.post(TEXT, json={"prompt": "y"}))
+    unary = (await world.tokenizer.next(Generate)).rid
+    for timeout_s in drains:
+        world.send(Drain(timeout_s))
+    assert await world.supervisor.next(Drained) == Drained("gateway", 2)
+    assert events_in(await stream.read())[-1]["error"]["type"] == "unavailable_error"
+    assert (await waiting).status == 503
+    aborted = [*(await world.tokenizer.next(Abort)).rids, *(await world.tokenizer.next(Abort)).rids]
+    assert sorted(aborted) == [streaming, unary]
+
+
+@pytest.mark.asyncio
+async def test_a_lost_process_ends_what_is_in_flight(world: World, http: aiohttp.ClientSession) -> None:
+    asking = asyncio.create_task(http.post(TEXT, json={"prompt": "x"}))
+    await world.tokenizer.next(Generate)
+    world.set_states(detokenizer="lost")
+    response = await asking
+    assert response.status == 503
+    assert "detokenizer" in (await response.json())["error"]["message"]
+    async with http.get("/ready") as response:
+        assert response.status == 503
+        assert "detokenizer is lost" in (await response.json())["error"]["message"]
+
+
+@pytest.mark.asyncio
+async def test_shutdown_closes_the_port_and_ends_what_is_in_flight(run_dir: str) -> None:
+    world = World(run_dir)
+    url = (await world.supervisor.next(Ready)).info["url"]
+    world.send(MODEL)
+    world.set_states()
+    async with aiohttp.ClientSession(url) as http:
+        await ready(http)
+        asking = asyncio.create_task(http.post(TEXT, json={"prompt": "x"}))
+        await world.tokenizer.next(Generate)
+        await world.close()
+        assert (await asking).status == 503
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await http.get("/health")
+    assert not world.process.running
+
+
+@pytest.mark.asyncio
+async def test_a_body_limit_beyond_a_message_is_fatal(run_dir: str) -> None:
+    world = World(run_dir, max_body_mib=49)
+    with pytest.raises(FatalError, match="--max-body-mib is 49"):
+        await world.running
+    world.running = asyncio.create_task(asyncio.sleep(0))
+    await world.close()
+
+
+class ChildGateway:
+    """`python -m gateway`, as the supervisor starts it."""
+
+    def __init__(self, run_dir: str, port: int) -> None:
+        ring = {"run_dir": run_dir, "epoch": 3, "log_level": "warning"}
+        config = {"host": "127.0.0.1", "port": port, "served_model_name": [], "max_body_mib": 1}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "gateway"], stdin=subprocess.PIPE, cwd=Path(__file__).parents[2]
+        )
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"ring": ring, "config": config}).encode() + b"\n")
+        self.process.stdin.flush()
+
+
+@pytest.mark.asyncio
+async def test_the_process_says_why_it_cannot_start(run_dir: str) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    supervisor = Neighbour(context, run_dir, "supervisor")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        child = ChildGateway(run_dir, taken.getsockname()[1])
+        fatal = await supervisor.next(Fatal)
+        assert (fatal.process, "is in use" in fatal.message) == ("gateway", True)
+        assert await asyncio.to_thread(child.process.wait, PATIENCE_S) == EXIT_FATAL
+    supervisor.close()
+    context.term()
+
+
+@pytest.mark.asyncio
+async def test_the_process_serves_and_stops(run_dir: str) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    supervisor = Neighbour(context, run_dir, "supervisor")
+    child = ChildGateway(run_dir, 0)
+    url = (await supervisor.next(Ready)).info["url"]
+    async with aiohttp.ClientSession(url) as http, http.get("/health") as response:
+        assert response.status == 200
+    os.kill(child.process.pid, signal.SIGTERM)  # the supervisor alone decides what that means
+    await supervisor.next(Beat)
+    gateway = Outbox(context, run_dir, "gateway", epoch=3)
+    gateway.send(Shutdown())
+    assert await asyncio.to_thread(child.process.wait, PATIENCE_S) == 0
+    gateway.close()
+    supervisor.close()
+    context.term()
