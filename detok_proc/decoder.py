@@ -35,7 +35,7 @@ class Decoder(Protocol):
 class ByteDecoder:
     """For vocabularies in which every id stands for some bytes, and a text is those bytes as UTF-8.
 
-    Bytes that can not be UTF-8 become U+FFFD, one for each maximal part of a character (Unicode, chapter 3.9), which is
+    Bytes that cannot be UTF-8 become U+FFFD, one for each maximal part of a character (Unicode, chapter 3.9), which is
     what Rust's `from_utf8_lossy` does in byte-level tokenizers.
     """
 
@@ -95,7 +95,7 @@ class ContextDecoder:
         self._skipped = skipped
         self._previous: tuple[int, str] | None = None  # the last id, and its text alone
         self._row = b""  # single bytes that are not a character yet
-        self._broken = False  # the present row of single bytes can not become UTF-8 any more
+        self._broken = False  # the present row of single bytes cannot become UTF-8 any more
 
     def push(self, token_id: int) -> str:
         alone = self._alone[token_id]

@@ -106,7 +106,7 @@ class TokenizerVocabulary:
 
 
 def load_vocabulary(files: ModelFiles) -> Vocabulary:
-    """The vocabulary of the model that `files` names. Raises FatalError when it can not be read."""
+    """The vocabulary of the model that `files` names. Raises FatalError when it cannot be read."""
     if not files.tokenizer_folder:
         return MockVocabulary()
     path = Path(files.tokenizer_folder) / "tokenizer.json"

@@ -15,7 +15,7 @@ from gateway.generation import Generation
 from gateway.look_ups import LookUps
 from gateway.request_id import REQUEST_ID_HEADER, check_request_id, request_id_of
 from gateway.ring import RingView
-from gateway.server import Connection
+from gateway.server import connection_of
 from gateway.status import Status
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -31,6 +31,7 @@ def build_app(engine: Engine, ring: RingView, max_body_bytes: int) -> web.Applic
 
     async def expect(request: web.Request) -> web.StreamResponse | None:
         """Answer `Expect: 100-continue`; a body that is too large is refused before it is sent."""
+        connection_of(request).request_begins()
         try:
             if request.headers[hdrs.EXPECT].lower() != "100-continue":
                 raise ApiError(417, "the only expectation that is met is 100-continue")
@@ -65,8 +66,7 @@ def build_app(engine: Engine, ring: RingView, max_body_bytes: int) -> web.Applic
 @web.middleware
 async def contain(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Whatever fails, the client gets the one error body."""
-    connection = request.protocol
-    assert isinstance(connection, Connection)
+    connection = connection_of(request)
     connection.request_begins()
     try:
         check_request_id(request)
@@ -77,7 +77,7 @@ async def contain(request: web.Request, handler: Handler) -> web.StreamResponse:
         log.info("%s %s: the client has left (499), request %s", request.method, request.path, request_id_of(request))
         raise
     finally:
-        connection.request_ends()
+        connection.request_ends(request)
 
 
 async def sign(request: web.Request, response: web.StreamResponse) -> None:

@@ -36,7 +36,7 @@ Path = tuple[str | int, ...]
 async def read_json(request: web.Request, max_bytes: int) -> dict[str, Any]:
     """The body of a request: a JSON object of bounded size, depth and width, its numbers finite and its integers
     within 64 bits. Raises ApiError: 400, 408, 413 or 415."""
-    if request.content_type != "application/json" or (request.charset or "utf-8").lower() != "utf-8":
+    if request.content_type != "application/json" or (request.charset or "utf-8").lower() not in ("utf-8", "utf8"):
         raise ApiError(415, "the Content-Type must be application/json")
     return parse_object(await _read(request, max_bytes))
 

@@ -65,7 +65,7 @@ class ApiError(Exception):
 
     def response(self) -> web.Response:
         response = json_response(self.body(), self.status, self.headers)
-        if self.status in (408, 413):
+        if self.status in (408, 413, 417):
             response.force_close()  # the rest of the request may still be on its way
         return response
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import socket
 from typing import Any
 
 import orjson
-from aiohttp import web
+from aiohttp import EMPTY_PAYLOAD, StreamReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.errors import ApiError, shorten
@@ -19,6 +20,7 @@ MAX_CONNECTIONS = 4096
 KEEPALIVE_S = 75.0  # longer than load balancers keep theirs, so that it is never us who close one they still use
 HEAD_DEADLINE_S = 10.0
 LINGER_S = 2.0  # how long the rest of a refused body is read, so that its sender gets to see the answer
+STALL_S = 30.0  # a client that takes nothing of what is sent to it for so long is cut
 SHUTDOWN_S = 2.0  # for handlers that are still at work when the port closes
 
 log = logging.getLogger(__name__)
@@ -60,18 +62,24 @@ class Port:
 
 class Connection(web.RequestHandler):
     """aiohttp's side of one connection, with what it leaves open: a limit to how many there are, a deadline for the
-    head of a request, and our error body where the request cannot even be parsed."""
+    head of a request, an end to clients that stop reading, and our error body where no handler is reached."""
 
-    __slots__ = ("_busy", "_head_deadline", "_port")
+    __slots__ = ("_body", "_busy", "_head_deadline", "_port")
 
     def __init__(self, port: Port, manager: web.Server, **options: Any) -> None:
         super().__init__(manager, loop=asyncio.get_running_loop(), **options)
         self._port = port
         self._busy = False  # a handler is at work
+        self._body: StreamReader = (
+            EMPTY_PAYLOAD  # of the request before, which may still be on its way when that is answered
+        )
         self._head_deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._port.num_connections += 1
+        # The kernel sees what we cannot: whether the other side acknowledges, and whether its window opens.
+        stall_ms = round(STALL_S * 1000)
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, stall_ms)
         super().connection_made(transport)
         if self._port.num_connections > MAX_CONNECTIONS:
             self._close_with(ApiError(503, f"more than {MAX_CONNECTIONS} connections"))
@@ -82,7 +90,8 @@ class Connection(web.RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if not self._busy and self._head_deadline is None:
+        # Without data it is aiohttp itself, which goes on with what it has put aside.
+        if data and not self._busy and self._body.is_eof() and self._head_deadline is None:
             late = ApiError(408, "the request head did not arrive in time")
             self._head_deadline = asyncio.get_running_loop().call_later(HEAD_DEADLINE_S, self._close_with, late)
         super().data_received(data)
@@ -92,8 +101,10 @@ class Connection(web.RequestHandler):
         self._busy = True
         self._stop_deadline()
 
-    def request_ends(self) -> None:
+    def request_ends(self, request: web.BaseRequest) -> None:
+        """Its handler has ended."""
         self._busy = False
+        self._body = request.content
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
@@ -127,6 +138,13 @@ class Connection(web.RequestHandler):
         if self._head_deadline is not None:
             self._head_deadline.cancel()
             self._head_deadline = None
+
+
+def connection_of(request: web.BaseRequest) -> Connection:
+    """The connection that a request came on."""
+    connection = request.protocol
+    assert isinstance(connection, Connection)
+    return connection
 
 
 def _why_not(error: OSError, host: str, port: int) -> str:

@@ -1,13 +1,12 @@
-"""Server-sent events to one client, who may read slowly, stop reading or leave."""
+"""Server-sent events to one client, who may read slowly or leave."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import math
 
 from aiohttp import web
 
+from gateway.request_id import request_id_of
 from gateway.streams import Stream
 
 HEADERS = {
@@ -16,11 +15,6 @@ HEADERS = {
     "X-Accel-Buffering": "no",  # a proxy must not collect the events
 }
 DONE = b"data: [DONE]\n\n"
-
-# A write returns at once as long as less than 64 KiB are waiting to be sent; so says the transport's default.
-UNBLOCKED_BYTES = 60 << 10
-STALL_S = 30.0  # a reader that takes nothing for so long is cut
-STALL_CHECK_S = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +25,11 @@ def event(data: bytes) -> bytes:
 
 
 class EventWriter:
-    """An HTTP response made of events. The connection of a reader that is too slow is closed; its handler is
-    cancelled then, like that of a client that left."""
+    """An HTTP response made of events.
+
+    The connection of a reader that is too slow is closed, which cancels its handler as if it had left. A reader that
+    takes nothing at all is cut by `gateway.server.Connection`, whatever the response.
+    """
 
     def __init__(self, request: web.Request) -> None:
         self._request = request
@@ -45,13 +42,7 @@ class EventWriter:
 
     async def write(self, data: bytes) -> None:
         """Send events; waits while the reader is slow. Raises ConnectionError when the connection is gone."""
-        transport = self._request.transport
-        if transport is None:
-            raise ConnectionResetError("the client has left")
-        if transport.get_write_buffer_size() == 0 and len(data) < UNBLOCKED_BYTES:
-            await self._response.write(data)
-        else:
-            await self._write_patiently(transport, data)
+        await self._response.write(data)
 
     async def finish(self, data: bytes) -> web.StreamResponse:
         """Send the last events and end the response."""
@@ -59,28 +50,9 @@ class EventWriter:
         await self._response.write_eof()
         return self._response
 
-    async def _write_patiently(self, transport: asyncio.Transport, data: bytes) -> None:
-        """Write, as long as the reader goes on reading at all."""
-        # In a task of its own: aiohttp cannot wait again for a drain whose waiting was cancelled.
-        write = asyncio.ensure_future(self._response.write(data))
-        least_waiting, stalled_s = math.inf, 0.0
-        try:
-            while not (await asyncio.wait({write}, timeout=STALL_CHECK_S))[0]:
-                waiting = transport.get_write_buffer_size()
-                stalled_s = 0.0 if waiting < least_waiting else stalled_s + STALL_CHECK_S
-                least_waiting = min(waiting, least_waiting)
-                if stalled_s >= STALL_S:
-                    self._cut("has stopped reading")
-                    raise ConnectionAbortedError("the client has stopped reading")
-            await write
-        finally:
-            write.cancel()
-
     def _on_overflow(self) -> None:
-        self._cut("reads too slowly")
-
-    def _cut(self, why: str) -> None:
+        """More than a client may leave unread is waiting for it."""
         transport = self._request.transport
         if transport is not None and not transport.is_closing():
-            log.warning("cut the connection of a client that %s", why)
+            log.warning("request %s: the client reads too slowly, and is cut", request_id_of(self._request))
             transport.abort()

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import aiohttp
@@ -23,7 +23,7 @@ class ChatError(Exception):
     """The server's own words on why there is no answer."""
 
 
-async def answer(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> AsyncIterator[str]:
+async def answer(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> AsyncGenerator[str, None]:
     """Send the conversation so far and yield the reply piece by piece. Raises ChatError."""
     async with session.post(f"{url}/v1/chat/completions", json={**body, "stream": True}) as response:
         if response.status != 200:

@@ -55,47 +55,88 @@ def power_of_two(value: int) -> str | None:
 
 OPTIONS: dict[str, list[Option]] = {
     "Model": [
-        Option("model", str, "smollm2-135m", "smollm2-135m (embedded), a local folder, a .gguf file, a Hugging Face "
-               "id, or mock", aliases=("--model-path",)),
+        Option(
+            "model",
+            str,
+            "smollm2-135m",
+            "smollm2-135m (embedded), a local folder, a .gguf file, a Hugging Face id, or mock",
+            aliases=("--model-path",),
+        ),
         Option("served_model_name", list, [], "public names of the model; the first one is shown"),
         Option("device", str, "auto", "where the model runs", choices=("auto", "cpu", "cuda")),
-        Option("dtype", str, "auto", "type of weights and KV cache",
-               choices=("auto", "float32", "bfloat16", "float16")),
-        Option("max_model_len", int, 0, "longest prompt and output together, in tokens; 0 is the model's own limit",
-               aliases=("--context-length",), check=at_least(0)),
+        Option(
+            "dtype", str, "auto", "type of weights and KV cache", choices=("auto", "float32", "bfloat16", "float16")
+        ),
+        Option(
+            "max_model_len",
+            int,
+            0,
+            "longest prompt and output together, in tokens; 0 is the model's own limit",
+            aliases=("--context-length",),
+            check=at_least(0),
+        ),
         Option("chat_template", str, "", "file with a Jinja chat template, instead of the model's own"),
         Option("num_threads", int, 0, "CPU threads of the model process; 0 chooses", check=at_least(0)),
     ],
     "Server": [
         Option("host", str, "127.0.0.1", "address to listen on"),
         Option("port", int, 8000, "port to listen on", check=between(0, 65535)),
-        Option("max_body_mib", int, 32, "largest request body, MiB", check=at_least(1)),
-        Option("shutdown_timeout", float, 30.0, "seconds that running requests get to finish at SIGTERM",
-               check=at_least(0)),
+        Option("max_body_mib", int, 32, "largest request body, MiB", check=between(1, 48)),
+        Option(
+            "shutdown_timeout", float, 30.0, "seconds that running requests get to finish at SIGTERM", check=at_least(0)
+        ),
         Option("tokenizer_threads", int, 2, "threads for chat templates and tokenizing", check=at_least(1)),
-        Option("log_level", str, "info", "how much the processes say",
-               choices=("debug", "info", "warning", "error")),
+        Option("log_level", str, "info", "how much the processes say", choices=("debug", "info", "warning", "error")),
     ],
     "Scheduler": [
-        Option("max_num_seqs", int, 256, "sequences in the running batch", aliases=("--max-running-requests",),
-               check=between(1, 65536)),
-        Option("max_num_batched_tokens", int, 2048, "token budget of one step: decodes and prefill chunks together",
-               aliases=("--max-prefill-tokens",), check=at_least(1)),
+        Option(
+            "max_num_seqs",
+            int,
+            256,
+            "sequences in the running batch",
+            aliases=("--max-running-requests",),
+            check=between(1, 65536),
+        ),
+        Option(
+            "max_num_batched_tokens",
+            int,
+            2048,
+            "token budget of one step: decodes and prefill chunks together",
+            aliases=("--max-prefill-tokens",),
+            check=at_least(1),
+        ),
         Option("enable_chunked_prefill", bool, True, "cut long prompts to the token budget"),
-        Option("enable_prefix_caching", bool, True, "reuse the KV blocks of equal prefixes",
-               negations=("--disable-radix-cache",)),
-        Option("pipeline_depth", int, 2, "steps planned before the first one's result is there",
-               check=between(1, 8)),
-        Option("max_num_queued_reqs", int, 1024, "waiting requests; more are answered with 429",
-               aliases=("--max-queued-requests",), check=at_least(1)),
+        Option(
+            "enable_prefix_caching",
+            bool,
+            True,
+            "reuse the KV blocks of equal prefixes",
+            negations=("--disable-radix-cache",),
+        ),
+        Option("pipeline_depth", int, 2, "steps planned before the first one's result is there", check=between(1, 8)),
+        Option(
+            "max_num_queued_reqs",
+            int,
+            1024,
+            "waiting requests; more are answered with 429",
+            aliases=("--max-queued-requests",),
+            check=at_least(1),
+        ),
     ],
     "KV cache": [
         Option("block_size", int, 16, "tokens in one KV block", aliases=("--page-size",), check=power_of_two),
-        Option("num_gpu_blocks_override", int, 0, "number of KV blocks, whatever the memory; 0 chooses",
-               check=at_least(0)),
+        Option(
+            "num_gpu_blocks_override", int, 0, "number of KV blocks, whatever the memory; 0 chooses", check=at_least(0)
+        ),
         Option("kv_cache_memory_bytes", int, 0, "memory of the KV cache; 0 chooses", check=at_least(0)),
-        Option("gpu_memory_utilization", float, 0.9, "share of the GPU's memory for weights and KV cache",
-               aliases=("--mem-fraction-static",), check=between(0.05, 1.0)),
+        Option(
+            "gpu_memory_utilization",
+            float,
+            0.9,
+            "share of the GPU's memory for weights and KV cache",
+            aliases=("--mem-fraction-static",),
+            check=between(0.05, 1.0),
+        ),
     ],
 }
 
@@ -228,15 +269,24 @@ def _build_parser() -> argparse.ArgumentParser:
 def _add(group: Any, option: Option) -> None:
     if option.kind is bool:
         text = f"{option.help} (default: {'on' if option.default else 'off'})"
-        group.add_argument(option.flag, *option.aliases, dest=option.name, help=text,
-                           action=argparse.BooleanOptionalAction)
+        group.add_argument(
+            option.flag, *option.aliases, dest=option.name, help=text, action=argparse.BooleanOptionalAction
+        )
         if option.negations:
-            group.add_argument(*option.negations, dest=option.name, action="store_false",
-                               help=f"same as --no-{option.flag[2:]}")
+            group.add_argument(
+                *option.negations, dest=option.name, action="store_false", help=f"same as --no-{option.flag[2:]}"
+            )
         return
     shown = f" (default: {option.default})" if option.default not in ("", []) else ""
     kind = str if option.kind is list else option.kind
     many = {"nargs": "+"} if option.kind is list else {}
-    group.add_argument(option.flag, *option.aliases, dest=option.name, type=kind, help=option.help + shown,
-                       choices=option.choices or None,
-                       metavar=None if option.choices else kind.__name__.upper(), **many)
+    group.add_argument(
+        option.flag,
+        *option.aliases,
+        dest=option.name,
+        type=kind,
+        help=option.help + shown,
+        choices=option.choices or None,
+        metavar=None if option.choices else kind.__name__.upper(),
+        **many,
+    )

@@ -104,10 +104,14 @@ class AsyncInbox:
     def _on_readable(self) -> None:
         # ZeroMQ's descriptor signals edges, not levels: drain the socket, and come back if messages may be left.
         messages = self._inbox.take()
-        for message in messages:
-            self._handler(message)
         if messages:
             self._loop.call_soon(self._on_readable)
+        for message in messages:
+            try:
+                self._handler(message)
+            except Exception:
+                # One message that cannot be handled must not take the others of its batch along.
+                log.exception("a %s could not be handled", type(message).__name__)
 
     def close(self) -> None:
         self._loop.remove_reader(self._fd)

@@ -21,7 +21,7 @@ def mock_server() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def real_server() -> Iterator[Server]:
-    with Server(dtype="float32", kv_cache_memory_bytes=1 << 30, served_model_name="smol") as server:
+    with Server(dtype="float32", num_threads=1, kv_cache_memory_bytes=1 << 30, served_model_name="smol") as server:
         yield server
 
 

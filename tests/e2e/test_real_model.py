@@ -52,7 +52,8 @@ def test_three_choices_differ_and_repeat_with_their_seed(real_server: Server) ->
         streamed[chunk.choices[0].index] += chunk.choices[0].text
     assert streamed == first
     # Choice i is what a single choice with seed + i gets.
-    alone = api.completions.create(**{**options, "n": 1, "seed": 8})
+    options |= {"n": 1, "seed": 8}
+    alone: Any = api.completions.create(**options)
     assert alone.choices[0].text == first[1]
 
 
@@ -62,7 +63,7 @@ def test_stop_strings_cut_the_text(real_server: Server) -> None:
     whole = api.completions.create(**options).choices[0].text
     stop = whole[9:12]
     for stream in (False, True):
-        answer = api.completions.create(stop=[stop, "never seen"], stream=stream, **options)
+        answer: Any = api.completions.create(stop=[stop, "never seen"], stream=stream, **options)
         texts = [chunk.choices[0].text for chunk in answer] if stream else [answer.choices[0].text]
         assert "".join(texts) == whole[: whole.index(stop)]
     wait_until_idle(real_server)
@@ -151,7 +152,7 @@ def _chat_tokens(server: Server, content: str) -> list[int]:
 
 @pytest.fixture(scope="module")
 def llm() -> Iterator[LLM]:
-    with LLM("smollm2-135m", dtype="float32", kv_cache_memory_bytes=1 << 30) as llm:
+    with LLM("smollm2-135m", dtype="float32", num_threads=1, kv_cache_memory_bytes=1 << 30) as llm:
         yield llm
 
 

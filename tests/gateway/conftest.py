@@ -30,9 +30,14 @@ async def ring() -> ScriptedRing:
 
 
 @pytest_asyncio.fixture
-async def url(ring: ScriptedRing) -> AsyncIterator[str]:
-    """The address of a gateway on that ring."""
-    port = Port(build_app(ring.engine, ring.view, MAX_BODY_BYTES))
+async def port(ring: ScriptedRing) -> Port:
+    """The port of a gateway on that ring, still to be opened."""
+    return Port(build_app(ring.engine, ring.view, MAX_BODY_BYTES))
+
+
+@pytest_asyncio.fixture
+async def url(port: Port) -> AsyncIterator[str]:
+    """The address of that gateway."""
     yield await port.open("127.0.0.1", 0)
     await port.close()
 

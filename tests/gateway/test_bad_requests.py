@@ -219,10 +219,8 @@ TEXT_ONLY: list[tuple[dict[str, Any], str]] = [
     ({"max_completion_tokens": 1}, "max_completion_tokens"),
 ]
 
-CASES = (
-    [(CHAT, {"messages": HELLO} | fields, param) for fields, param in BOTH + CHAT_ONLY]
-    + [(TEXT, {"prompt": "Hello"} | fields, param) for fields, param in BOTH + TEXT_ONLY]
-)  # fmt: skip
+CASES = [(CHAT, {"messages": HELLO} | fields, param) for fields, param in BOTH + CHAT_ONLY]
+CASES += [(TEXT, {"prompt": "Hello"} | fields, param) for fields, param in BOTH + TEXT_ONLY]
 
 
 @pytest.mark.asyncio

@@ -108,3 +108,18 @@ async def test_connections_are_bounded(url: str, monkeypatch: pytest.MonkeyPatch
     else:
         pytest.fail("a closed connection makes no room")
     held.pop().close()
+
+
+@pytest.mark.asyncio
+async def test_a_body_that_trails_its_answer_is_not_a_late_head(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request is refused by its head; its body comes later, and the connection stays good."""
+    monkeypatch.setattr(server, "HEAD_DEADLINE_S", 0.05)
+    reader, writer = await asyncio.open_connection(URL(url).host, URL(url).port)
+    writer.write(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+    assert (await reader.readline()).startswith(b"HTTP/1.1 404 ")
+    writer.write(b"123456789")
+    await asyncio.sleep(0.1)
+    writer.write(HEALTH + b"Connection: close\r\n\r\n")
+    rest = await reader.read()
+    assert b"HTTP/1.1 200 OK" in rest
+    assert b" 408 " not in rest

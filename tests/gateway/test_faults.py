@@ -14,9 +14,9 @@ import orjson
 import pytest
 from yarl import URL
 
-from gateway import sse, streams
+from gateway import server, streams
 from gateway.errors import ApiError
-from gateway.server import Connection
+from gateway.server import Connection, Port
 from ipc.messages import ABORT, ERROR, LENGTH, Abort, Generate, Refusal
 from tests.gateway.answers import events_in, next_event
 from tests.gateway.scripted_ring import PATIENCE_S, ScriptedRing, head, tail
@@ -123,9 +123,7 @@ async def test_a_failed_stream_is_well_formed(ring: ScriptedRing, http: aiohttp.
 
 @pytest.mark.asyncio
 async def test_an_abort_that_nobody_asked_for_is_a_failure(ring: ScriptedRing, http: aiohttp.ClientSession) -> None:
-    ring.script = lambda generate: ring.bring(
-        heads=[head(generate.rid)], tails=[tail(generate.rid, 0, ABORT)]
-    )  # fmt: skip
+    ring.script = lambda generate: ring.bring(heads=[head(generate.rid)], tails=[tail(generate.rid, 0, ABORT)])
     async with http.post(TEXT, json={"prompt": "x"}) as response:
         assert response.status == 500
         assert (await response.json())["error"]["type"] == "server_error"
@@ -222,14 +220,20 @@ async def test_a_reader_that_is_too_slow_is_cut(ring: ScriptedRing, http: aiohtt
 
 
 @pytest.mark.asyncio
-async def test_a_reader_that_stops_is_cut(ring: ScriptedRing, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "STALL_CHECK_S", 0.02)
-    monkeypatch.setattr(sse, "STALL_S", 0.1)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_reader_that_stops_is_cut(
+    ring: ScriptedRing, port: Port, url: str, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    """After STALL_S without taking anything, while there is something for it to take."""
+    monkeypatch.setattr(server, "STALL_S", 0.1)
     monkeypatch.setattr(streams, "MAX_UNSENT_BYTES", 1 << 40)
-    bare = await send(url, {"prompt": "x", "stream": True}, receive_buffer=4096)
+    bare = await send(url, {"prompt": "x", "stream": stream}, receive_buffer=4096)
     rid = (await ring.next(Generate)).rid
-    ring.bring(heads=[head(rid)], rows=[(rid, "x" * (16 << 20), [1])])
-    await ring.until(lambda: ring.aborted() == [rid])
+    ring.bring(heads=[head(rid)], rows=[(rid, "x" * (16 << 20), [1])], tails=[] if stream else [tail(rid, 1)])
+    await until(lambda: port.num_connections == 0)
+    if stream:
+        await ring.until(lambda: ring.aborted() == [rid])
+    await until(lambda: ring.engine.in_flight()["requests"] == 0)
     bare.close()
 
 

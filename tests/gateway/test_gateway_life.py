@@ -79,10 +79,8 @@ class Neighbour:
 class World:
     """A gateway's process, with the test in the place of all others."""
 
-    def __init__(self, run_dir: str, **options: Any) -> None:
-        config = GatewayConfig(
-            **({"host": "127.0.0.1", "port": 0, "served_model_name": [], "max_body_mib": 1} | options)
-        )
+    def __init__(self, run_dir: str, max_body_mib: int = 1) -> None:
+        config = GatewayConfig(host="127.0.0.1", port=0, served_model_name=[], max_body_mib=max_body_mib)
         self.process = Process("gateway", RingConfig(run_dir, epoch=3, log_level="info"), config)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.supervisor = Neighbour(self._context, run_dir, "supervisor")

@@ -13,8 +13,8 @@ import pytest
 from gateway.app import build_app
 from gateway.ring import RingView
 from gateway.server import Port
-from ipc.messages import Beat, Detokenize, Generate, Loading, LookUp, Refusal, Tokenize
-from tests.gateway.scripted_ring import MODEL, ScriptedRing
+from ipc.messages import Beat, Detokenize, Generate, Loading, LookUp, Refusal, RingState, Tokenize
+from tests.gateway.scripted_ring import MODEL, NAMES, ScriptedRing
 
 REFUSED = Refusal(400, "invalid_request_error", "the chat template refuses them", "messages")
 
@@ -59,9 +59,8 @@ async def test_models(ring: ScriptedRing, client: openai.AsyncOpenAI, http: aioh
 async def test_served_names(ring: ScriptedRing) -> None:
     """Several names serve the same model; the answer shows the one that was asked for."""
     view = RingView(["org/model", "alias"])
-    ring.view.update(MODEL)
     view.update(MODEL)
-    view._states = ring.view._states
+    view.update(RingState(dict.fromkeys(NAMES, "ready")))
     port = Port(build_app(ring.engine, view, 1 << 20))
     url = await port.open("127.0.0.1", 0)
     ring.script = lambda generate: ring.answer(generate, ["x"])

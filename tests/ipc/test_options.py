@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ def test_defaults_fill_every_section() -> None:
     assert options == complete({})
     for cls in SECTIONS.values():
         section(cls, options)
-    used = {name for cls in SECTIONS.values() for name in cls.__dataclass_fields__}
+    used = {field.name for cls in SECTIONS.values() for field in fields(cls)}
     supervisors = {"shutdown_timeout", "log_level"}
     assert {option.name for option in all_options()} == used | supervisors, "every option has a reader"
-    assert "log_level" in RingConfig.__dataclass_fields__
+    assert "log_level" in {field.name for field in fields(RingConfig)}
 
 
 def test_command_line_beats_environment_beats_file(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_bad_and_stale_frames_are_counted_and_dropped(
     foreign.connect(address(run_dir, "model"))
     for frame in (b"", b"noise", encode(Abort([1]), 1), encode(Abort([2]), 2)[:-1], encode(Abort([3]), 2)):
         foreign.send(frame)
-    messages = []
+    messages: list[Abort] = []
     while not messages:
         messages = inbox.receive(5.0)
     assert messages == [Abort([3])]

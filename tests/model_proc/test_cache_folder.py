@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from model_proc.files import cache_folder, gguf_convert
+from model_proc.files import cache_folder
 from model_proc.files.cache_folder import MANIFEST, find_fault
 from model_proc.files.checkpoint import resolve
 from model_proc.files.model_files import ModelFilesError
+from model_proc.gguf import convert as gguf_convert
 from tests.model_proc import gguf_samples as samples
 from tests.model_proc.gguf_samples import silent
 

@@ -37,9 +37,7 @@ def run(
     return sampler.sample(logits.clone(), sampling, np.arange(len(sampling)), where, np.array(num_output))
 
 
-def reference_distribution(
-    logits: np.ndarray, params: Sampling, prompt: list[int], output: list[int]
-) -> np.ndarray:
+def reference_distribution(logits: np.ndarray, params: Sampling, prompt: list[int], output: list[int]) -> np.ndarray:
     """The distribution that a row is drawn from, by the definitions alone."""
     scores = logits.astype(np.float64).copy()
     for token in set(prompt) | set(output):

@@ -19,7 +19,7 @@ from model_proc.files.model_files import LocalModel
 from model_proc.torch_runner import TorchRunner
 from tests.in_process import Outcome, generate
 
-MAX_TOKENS = 24
+MAX_TOKENS = 16
 GREEDY = Sampling(temperature=0.0, max_tokens=MAX_TOKENS)
 PROMPTS = [
     "The capital of France is",
@@ -60,15 +60,19 @@ class Model:
 
 @pytest.fixture(scope="module")
 def model(embedded_model: LocalModel) -> Iterator[Model]:
-    options = complete({"dtype": "float32", "device": "cpu", "kv_cache_memory_bytes": 1 << 29, "max_num_seqs": 32})
+    # One thread: two on a busy machine of two cores wait for each other at every matrix product.
+    memory = {"kv_cache_memory_bytes": 1 << 29, "max_num_seqs": 32}
+    options = complete({"dtype": "float32", "device": "cpu", "num_threads": 1, **memory})
     config = section(ModelConfig, options)
     files = describe(embedded_model, config)
     runner = TorchRunner(config, files, lambda *_: None)
     ready = runner.load()
     tokenizer = Tokenizer.from_file(str(embedded_model.tokenizer_folder / "tokenizer.json"))
     prompts = [tokenizer.encode(text).ids for text in PROMPTS]
+    threads = torch.get_num_threads()
     yield Model(runner, ready, prompts, files.folder, tokenizer)
     torch.set_grad_enabled(True)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

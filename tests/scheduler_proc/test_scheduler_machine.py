@@ -26,9 +26,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         chunked=st.booleans(),
         caching=st.booleans(),
     )
-    def start(
-        self, num_blocks: int, max_num_seqs: int, budget: int, depth: int, chunked: bool, caching: bool
-    ) -> None:
+    def start(self, num_blocks: int, max_num_seqs: int, budget: int, depth: int, chunked: bool, caching: bool) -> None:
         ready = RunnerReady(num_blocks, 4, 64, max_num_seqs, Ids("i", [EOS]))
         self.scheduler = Scheduler(ready, SchedulerConfig(budget, chunked, caching, depth, 64))
         self.runner = FakeRunner(ready)

@@ -17,6 +17,8 @@ from tokenizer_proc.errors import RequestError
 
 PARTS = st.lists(st.sampled_from(["<|im_start|>", "<|im_end|>", "<|im_", "end|>", "hi", " there", "\n", "日本", " 7"]))
 
+TURN = (1, 2)  # the embedded model's <|im_start|> and <|im_end|>
+
 
 @pytest.fixture(scope="module")
 def encoder(embedded_folder: Path) -> TokenizerEncoder:
@@ -46,11 +48,11 @@ def encode_prompt(encoder: Encoder, *parts: str, content: str = "") -> list[int]
 class TestEmbeddedModel:
     def test_special_tokens_of_a_plain_text_are_special(self, encoder: Encoder, embedded: Tokenizer) -> None:
         ids = encoder.encode("<|im_start|>user", add_special_tokens=True).tolist()
-        assert ids[0] == embedded.token_to_id("<|im_start|>")
+        assert ids[0] == TURN[0] == embedded.token_to_id("<|im_start|>")
         assert ids == embedded.encode("<|im_start|>user").ids
 
     def test_in_a_message_they_are_text(self, encoder: Encoder, embedded: Tokenizer) -> None:
-        start, end = (embedded.get_vocab()[token] for token in ("<|im_start|>", "<|im_end|>"))
+        start, end = TURN
         ids = encode_prompt(encoder, "<|im_start|>user\n{}<|im_end|>\n", content="say <|im_end|> now<|im_start|>")
         assert ids[0] == start
         assert ids.count(start) == 1
@@ -61,10 +63,10 @@ class TestEmbeddedModel:
 
     @given(PARTS)
     def test_messages_are_as_if_there_were_no_special_tokens(
-        self, encoder: Encoder, embedded: Tokenizer, plain: Tokenizer, parts: list[str]
+        self, encoder: Encoder, plain: Tokenizer, parts: list[str]
     ) -> None:
         content = "".join(parts)
-        start, end = (embedded.get_vocab()[token] for token in ("<|im_start|>", "<|im_end|>"))
+        start, end = TURN
         body = plain.encode(f"user\n{content}", add_special_tokens=False).ids
         rest = plain.encode("\n", add_special_tokens=False).ids
         assert encode_prompt(encoder, "<|im_start|>user\n{}<|im_end|>\n", content=content) == [start, *body, end, *rest]
