@@ -207,7 +207,6 @@ class Console:
 
     def __init__(self) -> None:
         self._started = time.monotonic()
-        self._waiting_for = set(PACKAGES)
         self._model = ""
         self._url = ""
         self._blocks = ""
@@ -223,15 +222,14 @@ class Console:
                 self._model = name
             case Loading(phase=phase, done=done, total=total):
                 self._show(phase, done, total)
-            case Ready(process=name, info=info):
+            case Ready(info=info):
                 self._url = info.get("url", self._url)
                 if "num_blocks" in info:
                     self._blocks = f"{info['num_blocks']} KV blocks of {info['block_size']} tokens"
-                self._waiting_for.discard(name)
-                if not self._waiting_for:
-                    self._progress.stop()
-                    seconds = time.monotonic() - self._started
-                    log.info("ready in %.1f s: %s at %s (%s)", seconds, self._model, self._url, self._blocks)
+            case RingState():
+                self._progress.stop()
+                seconds = time.monotonic() - self._started
+                log.info("ready in %.1f s: %s at %s (%s)", seconds, self._model, self._url, self._blocks)
 
     def _show(self, phase: str, done: int, total: int) -> None:
         if not self._progress.console.is_terminal:

@@ -6,7 +6,7 @@ import logging
 
 from detok_proc.detokenizer import Detokenizer
 from detok_proc.vocabulary import load_vocabulary
-from ipc.messages import ModelFiles, StopHit, Tokens
+from ipc.messages import ModelFiles, StopHit, Tokens, gateway_name
 from ipc.process import Process
 
 log = logging.getLogger(__name__)
@@ -31,8 +31,3 @@ def serve(process: Process) -> None:
                 log.warning("dropped a %s: not expected here, or too early", type(message).__name__)
         if detokenizer is not None:
             process.stats = detokenizer.stats()
-
-
-def gateway_name(index: int) -> str:
-    """What the process of the gateway with this index is called."""
-    return f"gateway.{index}" if index else "gateway"

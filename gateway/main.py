@@ -69,6 +69,8 @@ class Gateway:
                 self._engine.on_look_up(message)
             case RingState():
                 self._ring.update(message)
+                if self._ring.obstacle() is None:
+                    self._process.peer("supervisor").send(message)
                 if self._ring.lost:
                     lost = ", ".join(self._ring.lost)
                     self._engine.fail_all(ApiError(503, f"the server has lost a process ({lost})"))

@@ -35,6 +35,11 @@ def gateway_of(rid: int) -> int:
     return rid >> RID_BITS
 
 
+def gateway_name(index: int) -> str:
+    """What the gateway of this index is called as a process: the first one needs no number."""
+    return f"gateway.{index}" if index else "gateway"
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Records that travel inside messages
 
@@ -364,7 +369,10 @@ class Beat:
 @message(38)
 @dataclass(slots=True)
 class RingState:
-    """supervisor -> gateways: which processes are ready; sent at every change."""
+    """supervisor -> gateways: which processes are ready; sent at every change.
+
+    A gateway that can serve from now on sends it back, so that nobody is told so too early.
+    """
 
     states: Map  # process name -> "starting", "ready" or "lost"
 

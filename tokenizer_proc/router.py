@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from ipc.messages import Abort, Detokenize, Generate, LookUp, Submit, Tokenize, gateway_of
+from ipc.messages import Abort, Detokenize, Generate, LookUp, Submit, Tokenize, gateway_name, gateway_of
 from tokenizer_proc.preparer import Answer, Question
 
 # What is shorter is answered at once: handing it to a thread and back takes longer (about 100 µs). A chat never is,
@@ -101,8 +101,3 @@ def is_short(question: Question) -> bool:
             return True  # only looked through
         case _:
             return question.text is not None and len(question.text) <= MAX_INLINE_CHARS
-
-
-def gateway_name(index: int) -> str:
-    """What the process of the gateway with this index is called."""
-    return f"gateway.{index}" if index else "gateway"

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from detok_proc.vocabulary import BYTE_OF_CHARACTER
 from model_proc.files.model_files import LocalModel
-
-# A time limit for one example would fail on a busy machine.
-settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")

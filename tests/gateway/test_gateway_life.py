@@ -178,6 +178,7 @@ async def test_a_request_round_the_ring(world: World, http: aiohttp.ClientSessio
 
 @pytest.mark.asyncio
 async def test_drain_lets_running_requests_finish(world: World, http: aiohttp.ClientSession) -> None:
+    assert set((await world.supervisor.next(RingState)).states.values()) == {"ready"}  # it says that it can serve
     asking = asyncio.create_task(http.post(TEXT, json={"prompt": "x", "stream": True}))
     rid = (await world.tokenizer.next(Generate)).rid
     world.bring(rid, "a", opens=True)
