@@ -59,6 +59,8 @@ class TorchRunner:
         config, files = self._config, self._files
         torch.set_grad_enabled(False)
         self._device = _device(config.device)
+        # cuDNN's attention makes a plan for every new length, and each decode step has one.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         if self._device.type == "cpu" and config.num_threads:
             torch.set_num_threads(config.num_threads)
         self._dtype = _dtype(config.dtype, self._device)

@@ -19,7 +19,7 @@ from model_proc.files.model_files import LocalModel
 from model_proc.torch_runner import TorchRunner
 from tests.in_process import Outcome, generate
 
-MAX_TOKENS = 16
+MAX_TOKENS = 12
 GREEDY = Sampling(temperature=0.0, max_tokens=MAX_TOKENS)
 PROMPTS = [
     "The capital of France is",
