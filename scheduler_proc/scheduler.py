@@ -8,6 +8,7 @@ next one.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 from typing import Any
@@ -163,29 +164,39 @@ class Scheduler:
     def _plan_running(self, step: Step) -> int:
         """Plan what the running sequences want next. Returns the token budget that is left."""
         budget = self.config.max_num_batched_tokens
-        block_size = self.pool.block_size
-        plan = step.plan
-        index = 0
-        while index < len(self.running) and budget > 0:
-            sequence = self.running[index]
-            index += 1
-            if sequence.num_sampled >= sequence.max_output:
+        plan, number = step.plan, step.plan.step
+        # This loop runs once for every running sequence and step. Sequences that it preempts stand behind it in the
+        # list, so that it never meets them.
+        for sequence in self.running:
+            if budget <= 0:
+                break
+            num_planned, num_tokens = sequence.num_planned, sequence.num_tokens
+            if num_tokens >= sequence.max_length:
                 continue  # only its last results are missing
-            wanted = sequence.prompt_len + sequence.num_sampled - sequence.num_planned
-            if wanted > 1:
-                wanted = self._chunk(wanted, budget, alone=not step.members)
-                if wanted == 0:
-                    continue
-            missing = -(-(sequence.num_planned + wanted) // block_size) - len(sequence.blocks)
+            if num_tokens - num_planned == 1 and num_planned < sequence.capacity:
+                # The common case, a decode into a block that is there: what `_add` does, without the call.
+                plan.slots.append(sequence.slot)
+                plan.num_tokens.append(1)
+                plan.num_blocks.append(0)
+                step.members.append(sequence)
+                step.sampling.append(sequence)
+                sequence.last_step = number
+                sequence.num_planned = num_tokens
+                sequence.num_tokens = num_tokens + 1
+                budget -= 1
+                continue
+            wanted = self._chunk(num_tokens - num_planned, budget, alone=not step.members)
+            if wanted == 0:
+                continue
+            missing = -(-(num_planned + wanted - sequence.capacity) // self.pool.block_size)
             if missing > 0:
                 if not self._make_room(sequence, missing):
                     break
                 blocks = self.pool.allocate(missing)
                 sequence.blocks += blocks
+                sequence.capacity += missing * self.pool.block_size
                 plan.blocks += blocks
-            else:
-                missing = 0
-            plan.num_blocks.append(missing)
+            plan.num_blocks.append(max(missing, 0))
             self._add(step, sequence, wanted)
             budget -= wanted
         return budget
@@ -209,6 +220,7 @@ class Scheduler:
             self.waiting.pop()
             self.pool.share(shared)
             sequence.blocks = shared + self.pool.allocate(needed)
+            sequence.capacity = len(sequence.blocks) * block_size
             sequence.num_planned = cached
             sequence.num_registered = len(shared)
             sequence.slot = self._free_slots.pop()
@@ -234,8 +246,8 @@ class Scheduler:
             step.prefills.append(sequence)
         sequence.last_step = plan.step
         sequence.num_planned += num_tokens
-        if sequence.num_planned == sequence.prompt_len + sequence.num_sampled:
-            sequence.num_sampled += 1
+        if sequence.num_planned == sequence.num_tokens:
+            sequence.num_tokens += 1
             step.sampling.append(sequence)
 
     def _chunk(self, wanted: int, budget: int, alone: bool) -> int:
@@ -262,7 +274,7 @@ class Scheduler:
         """Let later plans find the blocks that this step's prefills fill, and let siblings go on to hit them."""
         for sequence in step.prefills:
             step.filled[sequence.slot] = self._register(sequence, sequence.num_planned)
-            if sequence.siblings and sequence.num_sampled > 0:
+            if sequence.siblings and sequence.num_tokens > sequence.prompt_len:
                 for sibling in _take_siblings(sequence):
                     sibling.state = State.WAITING
                     self.waiting.push(sibling)
@@ -283,31 +295,35 @@ class Scheduler:
 
     def _append(self, sampled: list[Sequence], result: Result, now: int) -> None:
         """Append each sampled token to its sequence and to what goes out; end the sequences that it ends."""
-        block_size = self.pool.block_size
         number = result.step
-        kept: list[int] = []
-        rids = self._tokens.rids
-        for row, (sequence, token) in enumerate(zip(sampled, result.token_ids, strict=True)):
-            if sequence.state is State.FINISHED or number <= sequence.discard_until:
-                continue  # sampled on an assumption that turned out wrong
-            kept.append(row)
-            rids.append(sequence.rid)
-            token_ids = sequence.token_ids
-            token_ids.append(token)
-            length = len(token_ids)
-            if not sequence.opened:
-                sequence.first_token_ns = now
-                self._open(sequence)
-            if (length - 1) % block_size == 0 and sequence.state is State.RUNNING:
-                self._register(sequence, length - 1)
-            if length >= sequence.max_length or token in sequence.stop_ids:
-                self._end_if_due(sequence, token, now)
-        if len(kept) == len(sampled):
-            self._tokens.token_ids = result.token_ids
-            self._tokens.logprobs = result.logprobs
-        else:
+        if any(number <= sequence.discard_until for sequence in sampled):
+            # Some were sampled on an assumption that turned out wrong.
+            kept = [row for row, sequence in enumerate(sampled) if number > sequence.discard_until]
+            sampled = [sampled[row] for row in kept]
             self._tokens.token_ids = Ids("i", [result.token_ids[row] for row in kept])
             self._tokens.logprobs = select_rows(result.logprobs, kept) if result.logprobs else None
+        else:
+            self._tokens.token_ids = result.token_ids
+            self._tokens.logprobs = result.logprobs
+        self._tokens.rids = [sequence.rid for sequence in sampled]
+        for sequence, token in zip(sampled, self._tokens.token_ids, strict=True):
+            token_ids = sequence.token_ids
+            token_ids.append(token)
+            if len(token_ids) >= sequence.next_look or token in sequence.stop_ids:
+                self._look(sequence, token, now)
+
+    def _look(self, sequence: Sequence, token: int, now: int) -> None:
+        """What some tokens bring with them: the first one, one behind a full block, one that ends the sequence."""
+        block_size = self.pool.block_size
+        length = len(sequence.token_ids)
+        if not sequence.opened:
+            sequence.first_token_ns = now
+            self._open(sequence)
+        # The KV of the new token itself is not computed yet.
+        if (length - 1) % block_size == 0 and sequence.state is State.RUNNING:
+            self._register(sequence, length - 1)
+        sequence.next_look = min(((length - 1) // block_size + 1) * block_size + 1, sequence.max_length)
+        self._end_if_due(sequence, token, now)
 
     def _end_if_due(self, sequence: Sequence, token: int, now: int) -> None:
         if token in sequence.stop_ids and sequence.num_output >= sequence.min_output:
@@ -375,6 +391,7 @@ class Scheduler:
         elif sequence.state is State.WAITING:
             self.waiting.remove(sequence)
         sequence.state = State.FINISHED
+        sequence.discard_until = math.inf
         del self._sequences[sequence.rid]
         siblings = _take_siblings(sequence)
         if siblings:  # nobody to wait for any more: the first of them leads the others
@@ -387,6 +404,7 @@ class Scheduler:
         del self.running[bisect_left(self.running, self._key(sequence), key=self._key)]
         self.pool.release(sequence.blocks)
         sequence.blocks = []
+        sequence.capacity = 0
         sequence.num_registered = 0
         self._drops.append(sequence.slot)
         self._free_slots.append(sequence.slot)
@@ -403,7 +421,7 @@ class Scheduler:
 
     def _requeue(self, sequence: Sequence) -> None:
         """Queue a preempted sequence again, now that every token it has sampled is known."""
-        sequence.num_sampled = sequence.num_output
+        sequence.num_tokens = len(sequence.token_ids)
         sequence.state = State.WAITING
         self.waiting.push(sequence)
 

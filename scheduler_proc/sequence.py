@@ -27,12 +27,12 @@ class Sequence:
     the steps in flight, on the assumption that every step samples:
 
         num_planned    tokens whose KV is computed once all planned steps have run
-        num_sampled    output tokens that exist once all planned steps have run
+        num_tokens     tokens that exist then: the prompt, and an output token for every step that samples
     """
 
     __slots__ = (
-        "blocks", "cached_tokens", "discard_until", "first_token_ns", "hashes", "last_step", "max_length",
-        "max_output", "min_output", "num_planned", "num_registered", "num_sampled", "opened", "order", "output",
+        "blocks", "cached_tokens", "capacity", "discard_until", "first_token_ns", "hashes", "last_step", "max_length",
+        "min_output", "next_look", "num_planned", "num_registered", "num_tokens", "opened", "order", "output",
         "preemptions", "priority", "prompt_len", "queued_ns", "received_ns", "request_id", "rid", "root",
         "sampling", "scheduled_ns", "siblings", "slot", "state", "stop_ids", "token_ids", "tokenized_ns",
     )  # fmt: skip
@@ -47,18 +47,19 @@ class Sequence:
         self.prompt_len = len(submit.token_ids)
         self.sampling: Sampling = _with_seed(submit.sampling, submit.sampling.seed + choice)
         self.output: Output = submit.output
-        self.max_output = submit.sampling.max_tokens
-        self.max_length = self.prompt_len + self.max_output
+        self.max_length = self.prompt_len + submit.sampling.max_tokens
         self.min_output = submit.sampling.min_tokens
         self.stop_ids: frozenset[int] = frozenset()  # tokens that end it
         self.siblings: list[Sequence] = []  # held until this one's prefill is planned
 
         self.num_planned = 0
-        self.num_sampled = 0
+        self.num_tokens = self.prompt_len
         self.slot = -1
         self.last_step = -1  # the last step that it is part of
-        self.discard_until = -1  # results up to this step are not to be believed
+        self.discard_until: float = -1  # results up to this step are not to be believed; infinity when it is over
+        self.next_look = 0  # the length of token_ids at which a new token needs more than to be appended
         self.blocks: list[int] = []
+        self.capacity = 0  # tokens that its blocks hold
         self.root = root_hash(submit.cache_salt)
         self.hashes: list[bytes] = []  # chain hashes of the full blocks of token_ids
         self.num_registered = 0  # how many leading blocks the pool knows by hash, or need not
