@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -44,6 +45,7 @@ PACKAGES = {
     "detokenizer": "detok_proc",
 }
 SHUTDOWN_GRACE_S = 5.0  # how long a process may take to leave its loop before it is killed
+DRAIN_GRACE_S = 5.0  # how long after its own deadline the gateway may take to say that it has drained
 EXIT_LOST = 1  # a process of the ring was lost
 
 log = logging.getLogger("supervisor")
@@ -74,7 +76,9 @@ class Supervisor:
         self._peers = {name: self._outbox(name) for name in PACKAGES}
         self._stop_read, self._stop_write = os.pipe()
         os.set_blocking(self._stop_read, False)
+        self._stop_lock = threading.RLock()  # a signal handler may come upon its own thread in `stop`
         self._stops = 0
+        self._drain_deadline: float | None = None
         self._exit_code: int | None = None
 
     @property
@@ -83,8 +87,9 @@ class Supervisor:
 
     def stop(self) -> None:
         """Ask the ring to end: the first call drains, a second one aborts what is left."""
-        with contextlib.suppress(OSError):  # already gone
-            os.write(self._stop_write, b"x")
+        with self._stop_lock:
+            if self._stop_write >= 0:
+                os.write(self._stop_write, b"x")
 
     def run(self) -> int:
         """Start every process and watch over them until the ring has ended."""
@@ -108,7 +113,9 @@ class Supervisor:
         poller.register(self._stop_read, zmq.POLLIN)
         for pidfd in self._pidfds.values():
             poller.register(pidfd, zmq.POLLIN)
-        poller.poll()
+        if not poller.poll(None if self._drain_deadline is None else 1000) and self._drain_is_late():
+            log.warning("the gateway does not drain: stopped without it")
+            self._exit_code = 0
         for message in self._inbox.take():
             self._handle(message)
         with contextlib.suppress(BlockingIOError):
@@ -136,6 +143,9 @@ class Supervisor:
         self._on_event(message)
 
     def _on_death(self, name: str, returncode: int) -> None:
+        if returncode == EXIT_FATAL and not self.fatal:
+            for message in self._inbox.receive(1.0):  # its last words may still be on their way
+                self._handle(message)
         how = signal.Signals(-returncode).name if returncode < 0 else f"exit code {returncode}"
         os.close(self._pidfds.pop(name))
         self._states[name] = "lost"
@@ -150,7 +160,12 @@ class Supervisor:
             self._exit_code = 0
             return
         log.info("draining: running requests get %g s to finish", self.options["shutdown_timeout"])
-        self._tell("gateway", Drain(self.options["shutdown_timeout"]))
+        timeout_s = self.options["shutdown_timeout"]
+        self._drain_deadline = time.monotonic() + timeout_s + DRAIN_GRACE_S
+        self._tell("gateway", Drain(timeout_s))
+
+    def _drain_is_late(self) -> bool:
+        return self._drain_deadline is not None and time.monotonic() > self._drain_deadline
 
     def _publish_states(self) -> None:
         self._tell("gateway", RingState(dict(self._states)))
@@ -161,19 +176,24 @@ class Supervisor:
         home = str(Path(__file__).resolve().parent)
         path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
         child = subprocess.Popen(
-            [sys.executable, "-m", PACKAGES[name]], stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}
+            [sys.executable, "-P", "-m", PACKAGES[name]],  # -P: not what the current folder calls by our names
+            stdin=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path},
+            process_group=0,  # Ctrl-C is for the supervisor alone
         )
+        self._children[name] = child
+        self._pidfds[name] = os.pidfd_open(child.pid)
         settings = {"ring": asdict(self.ring), "config": asdict(section(SECTIONS[name], self.options))}
         assert child.stdin is not None
         child.stdin.write(json.dumps(settings).encode() + b"\n")
         child.stdin.flush()  # and left open: the child lives as long as this pipe
-        self._children[name] = child
-        self._pidfds[name] = os.pidfd_open(child.pid)
 
     def _end_children(self) -> None:
         """Tell every process to leave, and kill what has not left in time."""
-        for name in self._children:
+        for name, child in self._children.items():
             self._tell(name, Shutdown())
+            if self._states[name] == "starting" and child.stdin is not None:
+                child.stdin.close()  # it does not read its inbox yet, but it ends with this pipe
         deadline = time.monotonic() + SHUTDOWN_GRACE_S
         for name, child in self._children.items():
             try:
@@ -190,9 +210,12 @@ class Supervisor:
             peer.close()
         self._inbox.close()
         self._context.term()
-        for fd in (*self._pidfds.values(), self._stop_read, self._stop_write):
-            os.close(fd)
-        self._pidfds.clear()
+        with self._stop_lock:
+            fds = [*self._pidfds.values(), self._stop_read, self._stop_write]
+            self._pidfds.clear()
+            self._stop_write = -1  # the number may be another file's by the next call of `stop`
+            for fd in fds:
+                os.close(fd)
         shutil.rmtree(self.run_dir, ignore_errors=True)
 
     def _tell(self, name: str, message: Any) -> None:

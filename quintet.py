@@ -26,7 +26,7 @@ import zmq
 from rich.console import Console
 from rich.progress import Progress
 
-from ipc.codec import Ids
+from ipc.codec import Ids, WireError, decode, encode
 from ipc.messages import (
     REASON_NAMES,
     Abort,
@@ -252,7 +252,7 @@ class LLM:
                 next(self._rids)
             result.choices = [Completion() for _ in range(params.n)]
             active.update((rid + index, (result, choice)) for index, choice in enumerate(result.choices))
-            self._tokenizer.send(self._request(rid, prompt, params))
+            self._tokenizer.send(_checked(self._request(rid, prompt, params)))
 
     def _request(self, rid: int, prompt: Any, params: SamplingParams) -> Generate:
         is_ids = not isinstance(prompt, str | dict)
@@ -322,3 +322,12 @@ class LLM:
             raise LLMError(tail.refusal.message)
         choice.finish_reason = REASON_NAMES[tail.reason]
         choice.stop_reason = tail.stop_string if tail.stop_string is not None else tail.stop_token
+
+
+def _checked(request: Generate) -> Generate:
+    """The request, if the ring can carry it. Raises ValueError: a frame that is dropped would never be answered."""
+    try:
+        decode(encode(request, 0))
+    except (WireError, TypeError, OverflowError) as error:
+        raise ValueError(f"a parameter has a wrong type or size: {error}") from None
+    return request

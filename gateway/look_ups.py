@@ -15,6 +15,8 @@ from gateway.request import chat_map
 from gateway.ring import RingView
 from gateway.schemas import DetokenizeRequest, TokenizeChatRequest, TokenizeTextRequest, parse
 
+MAX_DETOKENIZED = 2**17  # ids; the longest tokens have hundreds of bytes, and the text must fit one message
+
 
 class LookUps:
     """The handlers."""
@@ -48,6 +50,8 @@ class LookUps:
         model = self._ring.admit()
         question = parse(DetokenizeRequest, await read_json(request, self._max_body_bytes), {})
         self._ring.name_for(question.model)
+        if len(question.tokens) > MAX_DETOKENIZED:
+            refuse(f"tokens: {len(question.tokens)} ids are more than the {MAX_DETOKENIZED} taken at once", "tokens")
         if question.tokens and max(question.tokens) >= model.vocab_size:
             refuse(f"tokens: ids must be below {model.vocab_size}, the size of the vocabulary", "tokens")
         return json_response({"prompt": await self._engine.detokenize(question.tokens)})

@@ -34,22 +34,19 @@ class Sampled:
 
 
 class Sampler:
-    """Samples tokens; keeps the token counts that penalties need, one row a slot, once anyone asks for a penalty."""
+    """Samples tokens; keeps the token counts that penalties need, one row a slot."""
 
     def __init__(self, max_num_seqs: int, vocab_size: int, eos_token_ids: list[int], device: torch.device) -> None:
         self._device = device
         self._shape = (max_num_seqs, vocab_size)
         self._eos_token_ids = eos_token_ids
-        self._in_prompt: Tensor | None = None  # [slots, vocabulary] bool
-        self._in_output: Tensor | None = None  # [slots, vocabulary] int32, how often
+        self._in_prompt = torch.zeros(self._shape, dtype=torch.bool, device=device)  # [slots, vocabulary]
+        self._in_output = torch.zeros(self._shape, dtype=torch.int32, device=device)  # how often
 
     def admit(self, admit: Admit) -> None:
         """Count the tokens of a sequence that wants penalties."""
         if not _has_penalties(admit.sampling):
             return
-        if self._in_prompt is None or self._in_output is None:
-            self._in_prompt = torch.zeros(self._shape, dtype=torch.bool, device=self._device)
-            self._in_output = torch.zeros(self._shape, dtype=torch.int32, device=self._device)
         ids = torch.frombuffer(bytearray(admit.token_ids.tobytes()), dtype=torch.int32).long()
         prompt, output = ids[: admit.output_start].to(self._device), ids[admit.output_start :].to(self._device)
         self._in_prompt[admit.slot] = False
@@ -82,13 +79,16 @@ class Sampler:
             seeds = np.array([params.seed for params in chosen], dtype=np.int64)
             numbers = torch.from_numpy(uniform(seeds, positions[drawn])).to(self._device)
             token_ids[rows] = self._draw(logits[rows], chosen, numbers)
+        finite = torch.isfinite(best.values)
+        # A draw from what is not a number can be any number; the next step may read it before anyone looks.
+        token_ids = token_ids.masked_fill(~finite, 0)
         self._count(token_ids, sampling, slots)
         ids = values = None
         if raw_logprobs is not None:
             top = raw_logprobs.topk(wanted, dim=-1)
             ids = torch.cat([token_ids[:, None], top.indices], dim=1)
             values = torch.cat([raw_logprobs.gather(1, token_ids[:, None]), top.values], dim=1)
-        return Sampled(token_ids, torch.isfinite(best.values), ids, values)
+        return Sampled(token_ids, finite, ids, values)
 
     def _adjust(
         self, logits: Tensor, sampling: list[Sampling], slots: NDArray[np.int64], num_output: NDArray[np.int64]
@@ -117,8 +117,6 @@ class Sampler:
 
     def _penalize(self, logits: Tensor, sampling: list[Sampling], slots: NDArray[np.int64]) -> Tensor:
         """Repetition penalty as in CTRL (Keskar et al., 2019), over prompt and output; OpenAI's two over output."""
-        assert self._in_prompt is not None
-        assert self._in_output is not None
         index = torch.from_numpy(slots).to(self._device)
         counts = self._in_output[index]
         repetition = self._column([params.repetition_penalty for params in sampling])
@@ -166,7 +164,6 @@ class Sampler:
         """Remember what was sampled for those who pay for repeating it."""
         rows = [row for row, params in enumerate(sampling) if _has_penalties(params)]
         if rows:
-            assert self._in_output is not None
             index = torch.from_numpy(slots[rows]).to(self._device)
             chosen = token_ids[torch.tensor(rows, device=self._device)]
             self._in_output[index, chosen] += 1

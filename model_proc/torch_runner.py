@@ -213,7 +213,7 @@ class TorchRunner:
         if self._device.type == "cpu":
             return min(CPU_KV_CACHE_BYTES, psutil.virtual_memory().available // 4)
         free, total = torch.cuda.mem_get_info(self._device)
-        return int(free - total * (1 - self._config.gpu_memory_utilization))
+        return max(0, int(free - total * (1 - self._config.gpu_memory_utilization)))
 
 
 def _device(wanted: str) -> torch.device:

@@ -90,7 +90,6 @@ class Scheduler:
                 self.waiting.push(sequence)
             else:
                 sequence.state = State.HELD
-                sequence.hashes = leader.hashes[:]
                 leader.siblings.append(sequence)
         self._flush(now)
 
@@ -219,6 +218,7 @@ class Scheduler:
                 return
             self.waiting.pop()
             self.pool.share(shared)
+            sequence.num_shared = len(shared)
             sequence.blocks = shared + self.pool.allocate(needed)
             sequence.capacity = len(sequence.blocks) * block_size
             sequence.num_planned = cached
@@ -276,6 +276,7 @@ class Scheduler:
             step.filled[sequence.slot] = self._register(sequence, sequence.num_planned)
             if sequence.siblings and sequence.num_tokens > sequence.prompt_len:
                 for sibling in _take_siblings(sequence):
+                    sibling.hashes = sequence.hashes[: sibling.prompt_len // self.pool.block_size]
                     sibling.state = State.WAITING
                     self.waiting.push(sibling)
 
@@ -336,14 +337,19 @@ class Scheduler:
         member_of = dict(zip(step.plan.slots, step.members, strict=True))
         bad: set[int] = set()
         for slot, error in zip(result.failed, result.errors, strict=True):
-            bad.update(step.filled.get(slot, ()))
             sequence = member_of[slot]
-            if sequence.state is not State.FINISHED:
+            # Everything that it computed itself: what failed here may have gone wrong some chunks earlier.
+            bad.update(sequence.blocks[sequence.num_shared :], step.filled.get(slot, ()))
+            if result.step > sequence.discard_until:  # else it is over, or rewound already
                 self._finish(sequence, ERROR, now, refusal=Refusal(500, "server_error", error))
         for sequence in built_on(bad, self.running):
             sequence.discard_until = sequence.last_step
             self._preempt(sequence)
         self.pool.forget(bad)
+        # Whoever built on bad blocks and has left since did so in the steps behind this one.
+        for later in self._in_flight.values():
+            for blocks in later.filled.values():
+                self.pool.forget(blocks)
         failed = {id(member_of[slot]) for slot in result.failed}
         return [sequence for sequence in step.sampling if id(sequence) not in failed]
 
@@ -351,9 +357,14 @@ class Scheduler:
 
     def _refusal(self, submit: Submit) -> Refusal | None:
         """Why a request cannot be taken in, if so."""
-        if len(self.waiting) + submit.n > self.config.max_num_queued_reqs:
-            text = f"the queue is full: {len(self.waiting)} requests are waiting; try again later"
-            return Refusal(429, "overloaded_error", text)
+        most = self.config.max_num_queued_reqs
+        if submit.n > most:
+            return Refusal(400, "invalid_request_error", f"n: {submit.n} is more than the {most} that may wait", "n")
+        queued = len(self._sequences) - len(self.running)
+        if queued + submit.n > most:
+            return Refusal(
+                429, "overloaded_error", f"the queue is full: {queued} requests are waiting; try again later"
+            )
         length = len(submit.token_ids) + submit.sampling.max_tokens
         capacity = self.pool.num_blocks * self.pool.block_size
         limit = min(self.runner.max_model_len, capacity)

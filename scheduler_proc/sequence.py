@@ -32,8 +32,8 @@ class Sequence:
 
     __slots__ = (
         "blocks", "cached_tokens", "capacity", "discard_until", "first_token_ns", "hashes", "last_step", "max_length",
-        "min_output", "next_look", "num_planned", "num_registered", "num_tokens", "opened", "order", "output",
-        "preemptions", "priority", "prompt_len", "queued_ns", "received_ns", "request_id", "rid", "root",
+        "min_output", "next_look", "num_planned", "num_registered", "num_shared", "num_tokens", "opened", "order",
+        "output", "preemptions", "priority", "prompt_len", "queued_ns", "received_ns", "request_id", "rid", "root",
         "sampling", "scheduled_ns", "siblings", "slot", "state", "stop_ids", "token_ids", "tokenized_ns",
     )  # fmt: skip
 
@@ -60,6 +60,7 @@ class Sequence:
         self.next_look = 0  # the length of token_ids at which a new token needs more than to be appended
         self.blocks: list[int] = []
         self.capacity = 0  # tokens that its blocks hold
+        self.num_shared = 0  # leading blocks that it found in the cache
         self.root = root_hash(submit.cache_salt)
         self.hashes: list[bytes] = []  # chain hashes of the full blocks of token_ids
         self.num_registered = 0  # how many leading blocks the pool knows by hash, or need not

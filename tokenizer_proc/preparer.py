@@ -98,6 +98,7 @@ class Preparer:
             token_ids, param = self._encode_text(generate.text, add_special_tokens=True), "prompt"
         if not token_ids:
             raise RequestError(f"{param}: no token is left of it", param)
+        self._check_ids(token_ids, param)  # a tokenizer may know tokens that its model has no place for
         return token_ids, param
 
     def _encode_text(self, text: str, add_special_tokens: bool) -> Ids:
@@ -129,6 +130,8 @@ class Preparer:
 
     def _limited(self, sampling: Sampling, prompt_len: int, param: str) -> Sampling:
         """The sampling with its max_tokens decided, within what the prompt leaves of the context."""
+        self._check_ids(sampling.bias_ids, "logit_bias")
+        self._check_ids(sampling.stop_token_ids, "stop_token_ids")
         room = self._max_model_len - prompt_len
         if room < 1:
             raise RequestError(

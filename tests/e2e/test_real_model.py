@@ -180,5 +180,10 @@ def test_offline_errors_say_what_is_wrong(llm: LLM) -> None:
     with pytest.raises(ValueError, match="top_p must be greater than 0"):
         SamplingParams(top_p=0)
     assert llm.generate("still", SamplingParams(max_tokens=1))[0].text, "a refusal ends nothing but its request"
+    for bad in ({"seed": 2**63}, {"max_tokens": 16.5}, {"ignore_eos": 1}):
+        with pytest.raises(ValueError, match="wrong type or size"):
+            llm.generate("x", SamplingParams(**bad))
+    with pytest.raises(LLMError, match="logit_bias"):
+        llm.generate("x", SamplingParams(logit_bias={10**6: 1.0}))
     with pytest.raises(LLMError, match="no/where"):
         LLM("no/where/at/all")

@@ -176,7 +176,11 @@ def test_logprobs_are_those_of_the_raw_logits(temperature: float) -> None:
 def test_logits_that_are_not_numbers_are_told_apart() -> None:
     logits = torch.zeros(2, 5)
     logits[1, 2] = float("nan")
-    assert run(logits, [Sampling(temperature=0.0)] * 2).finite.tolist() == [True, False]
+    for temperature in (0.0, 1.0):
+        params = Sampling(temperature=temperature, presence_penalty=1.0, logprobs=2, top_p=0.9)
+        sampled = run(logits, [params] * 2)
+        assert sampled.finite.tolist() == [True, False]
+        assert 0 <= int(sampled.token_ids[1]) < 5, "the next step may compute it before anyone looks"
 
 
 def test_random_numbers_depend_on_seed_and_position_alone() -> None:

@@ -81,7 +81,9 @@ class FakeRunner:
     def _write(self, slot: int, count: int, failed: bool) -> list[int]:
         tokens = self.tokens[slot]
         for position in range(self.computed[slot], self.computed[slot] + count):
-            self.memory[self._row(slot, position)] = -2 if failed else tokens[position]
+            # As with real KV, what is computed on garbage is garbage too.
+            spoiled = failed or (position > 0 and self.memory[self._row(slot, position - 1)] != tokens[position - 1])
+            self.memory[self._row(slot, position)] = -2 if spoiled else tokens[position]
         self.computed[slot] += count
         assert self.computed[slot] <= len(tokens), "a sequence is planned past its tokens"
         return [slot] if self.computed[slot] == len(tokens) else []
