@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+from typing import Any
+
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
@@ -134,3 +138,37 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 TestSchedulerMachine = SchedulerMachine.TestCase
 TestSchedulerMachine.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_thousand_random_events_in_one_life(seed: int) -> None:
+    """The same rules in one long run, under memory so short that it preempts all the time."""
+    rng = random.Random(seed)
+    machine = SchedulerMachine()
+    machine.start(num_blocks=14, max_num_seqs=5, budget=12, depth=2, chunked=True, caching=True)
+    rids: list[int] = []
+
+    def send() -> None:
+        rest = [rng.randint(1, 3) for _ in range(rng.randint(1, 12))]
+        prefix, salt = rng.choice([0, 4, 8, 12]), rng.choice(["", "other"])
+        rid: Any = machine.send(prefix, rest, rng.randint(1, 14), rng.randint(1, 3), rng.random() < 0.5, salt)
+        rids.append(rid)
+
+    def some_rid() -> int:
+        return rng.choice(rids) if rids else 0
+
+    events = [
+        (8, send),
+        (12, machine.plan),
+        (12, machine.run_step),
+        (3, lambda: machine.abort(some_rid(), rng.randint(0, 2))),
+        (2, lambda: machine.stop_hit(some_rid(), rng.randint(0, 2))),
+        (1, lambda: machine.fail_one(rng.randint(0, 4))),
+    ]
+    weights = [weight for weight, _ in events]
+    for _ in range(1000):
+        rng.choices(events, weights)[0][1]()
+        machine.blocks_add_up()
+        machine.tokens_are_right()
+    assert machine.scheduler.preemptions > 10
+    machine.teardown()
