@@ -191,9 +191,10 @@ class Supervisor:
     def _end_children(self) -> None:
         """Tell every process to leave, and kill what has not left in time."""
         for name, child in self._children.items():
-            self._tell(name, Shutdown())
-            if self._states[name] == "starting" and child.stdin is not None:
-                child.stdin.close()  # it does not read its inbox yet, but it ends with this pipe
+            if self._states[name] == "starting":
+                child.kill()  # it may not read its inbox for a while yet, and there is nothing it could lose
+            else:
+                self._tell(name, Shutdown())
         deadline = time.monotonic() + SHUTDOWN_GRACE_S
         for name, child in self._children.items():
             try:

@@ -11,6 +11,7 @@ import gc
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -103,7 +104,7 @@ def run(name: str, section_class: type, serve: Callable[[Process], None]) -> NoR
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     process = Process(name, ring, section(section_class, settings["config"]))
     stop_beats = threading.Event()
-    threading.Thread(target=_leave_with_parent, name="lifeline", daemon=True).start()
+    threading.Thread(target=_leave_with_parent, args=(ring.run_dir,), name="lifeline", daemon=True).start()
     beats = threading.Thread(target=process.beat_forever, args=(stop_beats,), name="beat", daemon=True)
     beats.start()
     code = 0
@@ -123,8 +124,12 @@ def run(name: str, section_class: type, serve: Callable[[Process], None]) -> NoR
     os._exit(code)
 
 
-def _leave_with_parent() -> None:
-    """Block until the supervisor's end of standard input closes, then end this process at once."""
+def _leave_with_parent(run_dir: str) -> None:
+    """Block until the supervisor's end of standard input closes, then end this process at once.
+
+    A supervisor that was killed could not tidy up, so its children do.
+    """
     while os.read(sys.stdin.fileno(), 4096):
         pass
+    shutil.rmtree(run_dir, ignore_errors=True)
     os._exit(1)

@@ -159,10 +159,12 @@ def test_a_lost_process_is_named_and_ends_the_ring(name: str) -> None:
 
 def test_the_death_of_the_supervisor_ends_every_child() -> None:
     with Server(model="mock") as server:
-        children = [process for name, process in server.processes().items() if name != "supervisor"]
+        ring = server.processes()
+        run_dir = _run_dir(ring["scheduler"])
         server.kill()
-        _, alive = psutil.wait_procs(children, timeout=10)
+        _, alive = psutil.wait_procs([process for name, process in ring.items() if name != "supervisor"], timeout=10)
         assert alive == []
+        assert not run_dir.exists()
 
 
 def test_an_idle_server_uses_almost_no_cpu(mock_server: Server) -> None:
@@ -241,9 +243,9 @@ def test_health_answers_before_the_ring_is_ready() -> None:
     process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
     try:
         wait_for(lambda: _status(f"http://127.0.0.1:{port}/health") == 200, "/health answers")
-        first = httpx.get(f"http://127.0.0.1:{port}/ready")
-        assert first.status_code == 503
-        assert first.json()["states"]["model"] == "starting"
+        ready = f"http://127.0.0.1:{port}/ready"
+        assert httpx.get(ready).status_code == 503
+        wait_for(lambda: httpx.get(ready).json()["states"].get("model") == "starting", "/ready names who is missing")
     finally:
         process.terminate()
         assert process.wait(20) == 0
