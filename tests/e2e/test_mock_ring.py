@@ -19,7 +19,7 @@ import pytest
 
 from benchmark.server import LAUNCH, Server, ServerError
 from ipc.mock_vocabulary import WORDS
-from tests.e2e.conftest import async_client, client, scheduler_stats, wait_for, wait_until_idle
+from tests.e2e.conftest import async_client, client, wait_for, wait_until_idle
 
 TEXT = "".join(WORDS)
 HELLO: Any = [{"role": "user", "content": "hello"}]
@@ -78,7 +78,6 @@ def test_a_client_that_leaves_frees_its_blocks(mock_server: Server) -> None:
     body = {"model": "mock", "prompt": "x" * 4000, "max_tokens": 20000, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"{mock_server.url}/v1/completions", json=body) as response:
         next(response.iter_lines())
-        assert scheduler_stats(mock_server)["sequences"] >= 0
     wait_until_idle(mock_server)
     unary = {**body, "stream": False}
     with pytest.raises(httpx.ReadTimeout):
