@@ -7,32 +7,42 @@ from itertools import accumulate
 from typing import Any
 
 from detok_proc.outgoing import Outgoing
-from detok_proc.sequence import Sequence
+from detok_proc.sequence import Ending, Sequence
 from detok_proc.stop import StopMatcher
 from detok_proc.vocabulary import Vocabulary
-from ipc.messages import ERROR, STOP, Head, Logprobs, Refusal, Tail, Tokens
+from ipc.messages import Head, Logprobs, Refusal, Tail, Tokens
 
 log = logging.getLogger(__name__)
 
 
 class Detokenizer:
-    """All sequences that have begun and not ended."""
+    """All sequences that have begun and not ended.
+
+    A sequence may come to its end here: its text meets a stop string, or cannot be made. Then the scheduler is told,
+    later tokens are ignored, and the Tail that the scheduler sends, for this or for any other reason, is completed with
+    what happened here. So every sequence ends with one Tail, and it always knows what the scheduler knows.
+    """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._sequences: dict[int, Sequence] = {}
+        self._endings: dict[int, Ending] = {}  # of sequences that have ended here and wait for their Tail
         self._num_tokens = 0
         self._num_failed = 0
 
     def stats(self) -> dict[str, Any]:
-        """Figures of this process: sequences open now; tokens, and sequences that failed, since its start."""
-        return {"sequences": len(self._sequences), "tokens": self._num_tokens, "failed": self._num_failed}
+        """Figures of this process: sequences without their Tail now; tokens, and sequences that failed, in its life."""
+        return {
+            "sequences": len(self._sequences) + len(self._endings),
+            "tokens": self._num_tokens,
+            "failed": self._num_failed,
+        }
 
     def handle(self, tokens: Tokens) -> Outgoing:
         """Take in what one step brought. Rows and tails of sequences that are not open are ignored.
 
-        A stop string ends its sequence before a Tail of the same message can. A sequence whose text cannot be made
-        ends with an ERROR, and the others go on.
+        The text before a stop string leaves with its step. A stop string ends its sequence before a Tail of the same
+        message can. A sequence whose text cannot be made fails, and the others go on.
         """
         out = Outgoing(tokens.time_ns)
         for head in tokens.heads:
@@ -40,13 +50,13 @@ class Detokenizer:
             self._open(head, out)
         touched = self._take_rows(tokens, out)
         for tail in tokens.tails:
-            sequence = self._sequences.get(tail.rid)
-            if sequence is not None:
-                touched.pop(tail.rid, None)
-                self._close(tail, sequence, out)
+            touched.pop(tail.rid, None)
+            self._close(tail, out)
         for rid, sequence in touched.items():
             if sequence.text:
                 out.add_row(rid, sequence)
+        # The scheduler has ended the others itself, with this message.
+        out.stopped = [rid for rid in out.stopped if rid in self._endings]
         return out
 
     def _open(self, head: Head, out: Outgoing) -> None:
@@ -57,12 +67,12 @@ class Detokenizer:
             if output.stop:
                 sequence.stops = StopMatcher(output.stop, output.include_stop)
         except Exception:
-            self._fail(head.rid, sequence, out)
+            self._fail(head.rid, out)
 
     def _take_rows(self, tokens: Tokens, out: Outgoing) -> dict[int, Sequence]:
-        """Decode all rows. Gives the sequences that got any and are still open, by rid."""
+        """Decode all rows. Gives the sequences that got any, by rid."""
         self._num_tokens += len(tokens.rids)
-        sequences, time_ns = self._sequences, tokens.time_ns
+        sequences = self._sequences
         silent = self._silent_ends(tokens.tails)
         logprobs = tokens.logprobs
         ends = list(accumulate(logprobs.counts)) if logprobs is not None else []
@@ -74,7 +84,6 @@ class Detokenizer:
             touched[rid] = sequence
             sequence.token_ids.append(token_id)
             sequence.num_tokens += 1
-            sequence.first_token_ns = sequence.first_token_ns or time_ns
             hit = None
             try:
                 if logprobs is not None and logprobs.counts[row]:
@@ -82,11 +91,9 @@ class Detokenizer:
                 if not silent or silent.get(rid) != token_id:
                     hit = sequence.decode(token_id)
             except Exception:
-                del touched[rid]
-                self._fail(rid, sequence, out)
+                self._fail(rid, out)
             if hit is not None:
-                del touched[rid]
-                self._stop(rid, sequence, hit, out)
+                self._stop(rid, hit, out)
         return touched
 
     def _silent_ends(self, tails: list[Tail]) -> dict[int, int]:
@@ -103,34 +110,37 @@ class Detokenizer:
         ids = logprobs.ids[start:end]
         sequence.add_logprobs(ids, logprobs.values[start:end], [self._vocabulary.piece(item) for item in ids])
 
-    def _close(self, tail: Tail, sequence: Sequence, out: Outgoing) -> None:
-        """End a sequence as the scheduler says, unless its last text completes a stop string or cannot be made."""
-        try:
-            hit = sequence.flush()
-        except Exception:
-            self._fail(tail.rid, sequence, out)
-            return
-        if hit is not None:
-            self._stop(tail.rid, sequence, hit, out)
+    def _close(self, tail: Tail, out: Outgoing) -> None:
+        """End a sequence as the scheduler says, unless it has ended here before, or does so with its last text."""
+        rid = tail.rid
+        sequence = self._sequences.get(rid)
+        if sequence is not None:
+            try:
+                hit = sequence.flush()
+            except Exception:
+                self._fail(rid, out)
+            else:
+                if hit is not None:
+                    self._stop(rid, hit, out)
+        if (ending := self._endings.pop(rid, None)) is not None:
+            sequence, tail = ending.sequence, ending.complete(tail)
+        elif sequence is not None:
+            del self._sequences[rid]
         else:
-            self._end(tail, sequence, out)
+            return
+        if sequence.token_ids:
+            out.add_row(rid, sequence)
+        out.add_tail(tail)
 
-    def _stop(self, rid: int, sequence: Sequence, stop_string: str, out: Outgoing) -> None:
+    def _stop(self, rid: int, stop_string: str, out: Outgoing) -> None:
+        """A sequence has met a stop string."""
+        self._endings[rid] = Ending(self._sequences.pop(rid), out.time_ns, stop_string, None)
         out.stopped.append(rid)
-        tail = Tail(rid, STOP, sequence.num_tokens, sequence.first_token_ns, out.time_ns, stop_string=stop_string)
-        self._end(tail, sequence, out)
 
-    def _fail(self, rid: int, sequence: Sequence, out: Outgoing) -> None:
-        """End a sequence because of the exception that is being handled."""
+    def _fail(self, rid: int, out: Outgoing) -> None:
+        """A sequence cannot go on because of the exception that is being handled."""
         log.exception("sequence %d cannot be turned into text", rid)
         self._num_failed += 1
-        out.stopped.append(rid)
         refusal = Refusal(500, "server_error", "the output of this request could not be turned into text")
-        tail = Tail(rid, ERROR, sequence.num_tokens, sequence.first_token_ns, out.time_ns, refusal=refusal)
-        self._end(tail, sequence, out)
-
-    def _end(self, tail: Tail, sequence: Sequence, out: Outgoing) -> None:
-        del self._sequences[tail.rid]
-        if sequence.token_ids:
-            out.add_row(tail.rid, sequence)
-        out.add_tail(tail)
+        self._endings[rid] = Ending(self._sequences.pop(rid), out.time_ns, None, refusal)
+        out.stopped.append(rid)

@@ -14,7 +14,7 @@ class Outgoing:
     def __init__(self, time_ns: int) -> None:
         self.time_ns = time_ns
         self.texts: dict[int, Text] = {}  # by gateway index
-        self.stopped: list[int] = []  # rids that the scheduler must stop
+        self.stopped: list[int] = []  # rids that have ended here, and must be ended by the scheduler
 
     def add_head(self, head: Head) -> None:
         self._text_for(head.rid).heads.append(head)

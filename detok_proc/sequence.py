@@ -1,13 +1,13 @@
-"""One sequence on its way to text."""
+"""One sequence on its way to text, and how it may end there."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from detok_proc.decoder import Decoder
 from detok_proc.stop import StopMatcher
 from ipc.codec import Ids
-from ipc.messages import Logprobs
+from ipc.messages import ERROR, STOP, Logprobs, Refusal, Tail
 
 
 @dataclass(slots=True)
@@ -18,7 +18,6 @@ class Sequence:
     include_stop: bool
     stops: StopMatcher | None = None
     num_tokens: int = 0
-    first_token_ns: int = 0
     text: str = ""  # can be shown, and was not sent yet
     token_ids: list[int] = field(default_factory=list)  # not sent yet: those of `text` and those held back
     logprobs: Logprobs | None = None  # rows for the first of `token_ids`; None until one has a row
@@ -59,3 +58,25 @@ class Sequence:
         self.text = ""
         self.token_ids = []
         self.logprobs = None
+
+
+@dataclass(slots=True)
+class Ending:
+    """How a sequence ended here, kept until the scheduler's Tail has come."""
+
+    sequence: Sequence  # gets no more tokens; what it has not sent yet goes with the Tail
+    time_ns: int  # of the step that brought its last token
+    stop_string: str | None
+    refusal: Refusal | None  # why its text cannot be made, when it ended for that
+
+    def complete(self, tail: Tail) -> Tail:
+        """The scheduler's Tail, which may count tokens past the end and give another reason, as clients see it."""
+        return replace(
+            tail,
+            reason=STOP if self.refusal is None else ERROR,
+            completion_tokens=self.sequence.num_tokens,
+            finished_ns=self.time_ns,
+            stop_token=None,
+            stop_string=self.stop_string,
+            refusal=self.refusal,
+        )

@@ -11,6 +11,7 @@ import orjson
 from gateway.request import Job
 from gateway.sse import event
 from gateway.streams import Piece, Stream
+from gateway.timings import timings, vllm_metrics
 from ipc.messages import REASON_NAMES, Tail
 
 
@@ -24,6 +25,7 @@ class Answer(ABC):
     def __init__(self, job: Job, stream: Stream) -> None:
         self._job = job
         self._stream = stream
+        self._num_ended = 0  # choices whose last event has been made
         self._base = {
             "id": self.id_prefix + job.request_id,
             "object": self.chunk_object,
@@ -39,7 +41,7 @@ class Answer(ABC):
         """The whole answer, from one piece for each choice."""
         choices = [self._choice(piece) for piece in pieces]
         whole = {"object": self.body_object, "choices": choices, "usage": self._stream.usage()}
-        return orjson.dumps(self._base | whole)
+        return orjson.dumps(self._base | whole | self._timings())
 
     @abstractmethod
     def events(self, piece: Piece) -> bytes:
@@ -47,7 +49,7 @@ class Answer(ABC):
 
     def usage_event(self) -> bytes:
         """The event after the last one, when the client asked for it."""
-        return event(orjson.dumps(self._base | {"choices": [], "usage": self._stream.usage()}))
+        return event(orjson.dumps(self._base | {"choices": [], "usage": self._stream.usage()} | self._timings()))
 
     @abstractmethod
     def _choice(self, piece: Piece) -> dict[str, Any]:
@@ -60,7 +62,20 @@ class Answer(ABC):
             chunk["usage"] = self._stream.usage()
         elif self._job.include_usage:
             chunk["usage"] = None
+        if choice["finish_reason"] is not None:
+            self._num_ended += 1
+            if self._num_ended == len(self._stream.sequences) and not self._job.include_usage:
+                chunk |= self._timings()
         return event(orjson.dumps(chunk))
+
+    def _timings(self) -> dict[str, Any]:
+        """Where the time went: in a whole answer, and in the last event of a stream."""
+        usage, ends = self._stream.usage(), self._stream.ends
+        cached_tokens = usage["prompt_tokens_details"]["cached_tokens"]
+        return {
+            "timings": timings(ends, usage["prompt_tokens"], cached_tokens, usage["completion_tokens"]),
+            "metrics": vllm_metrics(ends),
+        }
 
     def _token_ids(self, piece: Piece) -> dict[str, list[int]]:
         """The field with the token ids, for those who asked for it."""

@@ -12,20 +12,24 @@ from gateway.body import check_length
 from gateway.engine import Engine
 from gateway.errors import ApiError
 from gateway.generation import Generation
+from gateway.inspection import Inspection
 from gateway.look_ups import LookUps
 from gateway.request_id import REQUEST_ID_HEADER, check_request_id, request_id_of
 from gateway.ring import RingView
 from gateway.server import connection_of
 from gateway.status import Status
+from ipc.config import GatewayConfig
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 log = logging.getLogger(__name__)
 
 
-def build_app(engine: Engine, ring: RingView, max_body_bytes: int) -> web.Application:
+def build_app(engine: Engine, ring: RingView, config: GatewayConfig) -> web.Application:
     """The HTTP application, to be run on `gateway.server.Port`."""
-    generation = Generation(engine, ring, max_body_bytes)
+    max_body_bytes = config.max_body_mib << 20
+    generation = Generation(engine, ring, config)
+    inspection = Inspection(engine, ring)
     look_ups = LookUps(engine, ring, max_body_bytes)
     status = Status(engine, ring)
 
@@ -58,8 +62,12 @@ def build_app(engine: Engine, ring: RingView, max_body_bytes: int) -> web.Applic
         "/v1/models": status.models,
         "/v1/models/{name:.+}": status.model,
         "/v1/loads": status.loads,
+        "/v1/requests/{id:.+}": inspection.request,
     }.items():
         app.router.add_get(path, handler)
+    # As in SGLang it takes both methods; a HEAD, which only looks, must not flush.
+    app.router.add_post("/flush_cache", inspection.flush_cache)
+    app.router.add_get("/flush_cache", inspection.flush_cache, allow_head=False)
     return app
 
 

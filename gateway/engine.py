@@ -1,4 +1,4 @@
-"""The ring as the HTTP layer sees it: requests go in, streams of text come out, look-ups are answered.
+"""The ring as the HTTP layer sees it: requests go in, streams of text come out, questions are answered.
 
 This is the fan-out. Its `on_` methods are called by the inbox as messages arrive; they never wait. Every sequence is
 known here from `submit` to its one terminal event, or until the client's handler is done with it; whatever arrives for
@@ -8,52 +8,72 @@ any other rid is late, and ignored.
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from gateway.errors import ApiError
 from gateway.logprobs import Row, rows_of
+from gateway.request import Job
 from gateway.streams import Sequence, Stream
-from ipc.codec import Ids
-from ipc.messages import Abort, Detokenize, Generate, LookUp, Text, Tokenize
+from ipc.codec import Ids, Map
+from ipc.messages import Abort, Detokenize, FlushCache, Inspect, LookUp, Report, Text, Tokenize
+
+# The scheduler ends a request at its deadline. A request that it has not got by then, or whose end does not come back,
+# is ended here after this time more.
+DEADLINE_GRACE_S = 0.5
+REPORT_PATIENCE_S = 5.0  # how long the scheduler may take for an answer: a few steps
+
+log = logging.getLogger(__name__)
+
+Question = Tokenize | Detokenize | Inspect | FlushCache
 
 
 class Engine:
-    """`send` puts a message into the tokenizer's inbox."""
+    """`send` puts a message into the tokenizer's inbox, `send_scheduler` into the scheduler's."""
 
-    def __init__(self, send: Callable[[Any], None]) -> None:
+    def __init__(self, send: Callable[[Any], None], send_scheduler: Callable[[Any], None]) -> None:
         self._send = send
+        self._send_scheduler = send_scheduler
         self._next_rid = 1  # below the gateway's index, which is 0: there is one gateway
         self._live: dict[int, Sequence] = {}
         self._streams: set[Stream] = set()
-        self._look_ups: dict[int, asyncio.Future[LookUp]] = {}
+        self._look_ups: dict[int, asyncio.Future[Any]] = {}
         self._idle = asyncio.Event()
         self._idle.set()
 
     # -- the HTTP layer's side ------------------------------------------------------------------------------------
 
     @contextmanager
-    def submit(self, generates: list[Generate], wants_tokens: bool) -> Iterator[Stream]:
-        """Send requests into the ring and hold them for the length of the block.
+    def submit(self, job: Job) -> Iterator[Stream]:
+        """Send a job's requests into the ring and hold them for the length of the block.
 
-        The rids of `generates`, all with the same n, are given out here. What has not ended when the block is left,
-        for whatever reason, is aborted.
+        Their rids are given out here. What has not ended when the block is left, for whatever reason, is aborted.
         """
         rids: list[int] = []
-        for generate in generates:
+        for generate in job.generates:
             generate.rid = self._take_rids(generate.n)
             rids.extend(range(generate.rid, generate.rid + generate.n))
-        stream = Stream(rids, generates[0].n, wants_tokens)
+        stream = Stream(job, rids)
         self._live.update(zip(rids, stream.sequences, strict=True))
         self._streams.add(stream)
         self._idle.clear()
+        safety_net = self._spread_safety_net(stream)
         try:
-            for generate in generates:
+            for generate in job.generates:
                 self._send(generate)
             yield stream
         finally:
+            if safety_net is not None:
+                safety_net.cancel()
             self._forget(stream)
+
+    def find(self, request_id: str) -> Stream | None:
+        """The stream of the request that is called so; of several, the newest."""
+        named = [stream for stream in self._streams if stream.job.request_id == request_id]
+        return max(named, key=lambda stream: stream.job.received_ns, default=None)
 
     async def tokenize(self, text: str | None, chat: dict[str, Any] | None, add_special_tokens: bool) -> Ids:
         """The token ids of a text or of a conversation. Raises ApiError."""
@@ -65,12 +85,22 @@ class Engine:
         answer = await self._look_up(Detokenize(self._take_rids(1), token_ids))
         return answer.text
 
+    async def inspect(self, request_id: str) -> list[Map]:
+        """What the scheduler knows of the sequences of a request; empty when it knows none. Raises ApiError 503."""
+        report = await self._ask_scheduler(Inspect(self._take_rids(1), request_id))
+        return report.body.get("sequences", [])
+
+    async def flush_cache(self) -> int:
+        """Have the scheduler forget all cached prefixes; how many blocks became free. Raises ApiError 503."""
+        report = await self._ask_scheduler(FlushCache(self._take_rids(1)))
+        return report.body["blocks"]
+
     async def idle(self) -> None:
         """Wait until no request is in flight."""
         await self._idle.wait()
 
     def in_flight(self) -> dict[str, int]:
-        """HTTP requests for generation, their sequences that have not ended, and look-ups."""
+        """HTTP requests for generation, their sequences that have not ended, and questions."""
         return {"requests": len(self._streams), "sequences": len(self._live), "look_ups": len(self._look_ups)}
 
     # -- the ring's side ------------------------------------------------------------------------------------------
@@ -93,7 +123,7 @@ class Engine:
             if (sequence := live.pop(tail.rid, None)) is not None:
                 sequence.end(tail)
 
-    def on_look_up(self, answer: LookUp) -> None:
+    def on_answer(self, answer: LookUp | Report) -> None:
         future = self._look_ups.get(answer.rid)
         if future is not None and not future.done():
             future.set_result(answer)
@@ -122,14 +152,38 @@ class Engine:
         if not self._streams:
             self._idle.set()
 
+    def _spread_safety_net(self, stream: Stream) -> asyncio.TimerHandle | None:
+        """Have a stream fail that is still without its end well after its deadline."""
+        if not stream.job.deadline_ns:
+            return None
+        left_s = (stream.job.deadline_ns - time.monotonic_ns()) / 1e9
+        return asyncio.get_running_loop().call_later(max(0.0, left_s) + DEADLINE_GRACE_S, _time_out, stream)
+
     async def _look_up(self, question: Tokenize | Detokenize) -> LookUp:
-        future: asyncio.Future[LookUp] = asyncio.get_running_loop().create_future()
-        self._look_ups[question.rid] = future
-        try:
-            self._send(question)
-            answer = await future
-        finally:
-            del self._look_ups[question.rid]
+        answer: LookUp = await self._ask(self._send, question)
         if answer.refusal is not None:
             raise ApiError.of(answer.refusal)
         return answer
+
+    async def _ask_scheduler(self, question: Inspect | FlushCache) -> Report:
+        try:
+            async with asyncio.timeout(REPORT_PATIENCE_S):
+                return await self._ask(self._send_scheduler, question)
+        except TimeoutError:
+            raise ApiError(503, f"the scheduler gave no answer within {REPORT_PATIENCE_S:g} s") from None
+
+    async def _ask(self, send: Callable[[Any], None], question: Question) -> Any:
+        """Send a question; what comes back under its rid."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._look_ups[question.rid] = future
+        try:
+            send(question)
+            return await future
+        finally:
+            del self._look_ups[question.rid]
+
+
+def _time_out(stream: Stream) -> None:
+    if not stream.all_ended:
+        log.warning("request %s: no end has come for its deadline, so it is ended here", stream.job.request_id)
+        stream.fail(ApiError(504, "the request was not finished within its time limit"))

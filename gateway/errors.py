@@ -25,6 +25,7 @@ KINDS = {
     429: "overloaded_error",
     500: "server_error",
     503: "unavailable_error",
+    504: "timeout_error",
 }
 
 # 429 says "try again soon", 503 "this server cannot now". Clients obey these; they retry on their own otherwise.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import orjson
 from aiohttp import web
@@ -14,11 +15,13 @@ from gateway.completions import CompletionAnswer
 from gateway.engine import Engine
 from gateway.errors import ApiError
 from gateway.json_response import json_response
-from gateway.request import Job, chat_job, completion_job
+from gateway.request import Envelope, Job, chat_job, completion_job
 from gateway.request_id import name_in_body, request_id_of
 from gateway.ring import RingView
 from gateway.sse import EventWriter, event
 from gateway.streams import Stream
+from gateway.tenant import bearer_key
+from ipc.config import GatewayConfig
 
 log = logging.getLogger(__name__)
 
@@ -26,25 +29,28 @@ log = logging.getLogger(__name__)
 class Generation:
     """The handlers. A client that leaves cancels its handler, and so aborts its request."""
 
-    def __init__(self, engine: Engine, ring: RingView, max_body_bytes: int) -> None:
+    def __init__(self, engine: Engine, ring: RingView, config: GatewayConfig) -> None:
         self._engine = engine
         self._ring = ring
-        self._max_body_bytes = max_body_bytes
+        self._config = config
 
     async def chat_completions(self, request: web.Request) -> web.StreamResponse:
-        self._ring.admit()
-        body = await read_json(request, self._max_body_bytes)
-        return await self._answer(request, chat_job(body, self._ring, request_id_of(request)), ChatAnswer)
+        body = await self._body(request)
+        job = chat_job(body, _envelope(request), self._ring, self._config)
+        return await self._answer(request, job, ChatAnswer)
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
+        body = await self._body(request)
+        job = completion_job(body, _envelope(request), self._ring, self._config)
+        return await self._answer(request, job, CompletionAnswer)
+
+    async def _body(self, request: web.Request) -> dict[str, Any]:
         self._ring.admit()
-        body = await read_json(request, self._max_body_bytes)
-        return await self._answer(request, completion_job(body, self._ring, request_id_of(request)), CompletionAnswer)
+        return await read_json(request, self._config.max_body_mib << 20)
 
     async def _answer(self, request: web.Request, job: Job, shape: type[Answer]) -> web.StreamResponse:
         name_in_body(request, job.request_id)
-        wants_tokens = job.logprobs >= 0 or job.return_token_ids
-        with self._engine.submit(job.generates, wants_tokens) as stream:
+        with self._engine.submit(job) as stream:
             answer = shape(job, stream)
             if job.stream:
                 return await self._stream(request, job, stream, answer)
@@ -72,6 +78,10 @@ class Generation:
         except Exception:
             log.exception("request %s failed", job.request_id)
             return await writer.finish(_error_event(ApiError(500, "the request failed inside the server")))
+
+
+def _envelope(request: web.Request) -> Envelope:
+    return Envelope(request_id_of(request), bearer_key(request))
 
 
 def _error_event(error: ApiError) -> bytes:

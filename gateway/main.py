@@ -12,8 +12,9 @@ from gateway.app import build_app
 from gateway.engine import Engine
 from gateway.errors import ApiError
 from gateway.ring import RingView
+from gateway.schemas import MAX_TIMEOUT_MS
 from gateway.server import Port
-from ipc.messages import Beat, Drain, Drained, Loading, LookUp, ModelFiles, RingState, Shutdown, Text
+from ipc.messages import Beat, Drain, Drained, Loading, LookUp, ModelFiles, Report, RingState, Shutdown, Text
 from ipc.process import FatalError, Process
 from ipc.sockets import AsyncInbox
 
@@ -35,7 +36,7 @@ class Gateway:
     def __init__(self, process: Process) -> None:
         self._process = process
         self._ring = RingView(process.config.served_model_name)
-        self._engine = Engine(process.peer("tokenizer").send)
+        self._engine = Engine(process.peer("tokenizer").send, process.peer("scheduler").send)
         self._stopped = asyncio.Event()
         self._drain: asyncio.Task[None] | None = None
 
@@ -43,7 +44,12 @@ class Gateway:
         config = self._process.config
         if config.max_body_mib > MAX_BODY_MIB:
             raise FatalError(f"--max-body-mib is {config.max_body_mib}, but a body may have {MAX_BODY_MIB} at most")
-        port = Port(build_app(self._engine, self._ring, config.max_body_mib << 20))
+        if not config.request_timeout <= MAX_TIMEOUT_MS / 1000:
+            raise FatalError(
+                f"--request-timeout is {config.request_timeout:g} s, but it may be {MAX_TIMEOUT_MS // 1000} s at most;"
+                " 0 is no limit"
+            )
+        port = Port(build_app(self._engine, self._ring, config))
         url = await port.open(config.host, config.port)
         inbox = AsyncInbox(self._process.inbox, asyncio.get_running_loop(), self._on_message)
         self._process.ready(url=url)
@@ -65,8 +71,8 @@ class Gateway:
         match message:
             case Text():
                 self._engine.on_text(message)
-            case LookUp():
-                self._engine.on_look_up(message)
+            case LookUp() | Report():
+                self._engine.on_answer(message)
             case RingState():
                 self._ring.update(message)
                 if self._ring.obstacle() is None:

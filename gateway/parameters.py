@@ -16,12 +16,10 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "allowed_token_ids": (),
     "bad_words": ([],),
     "length_penalty": (1, 1.0),
-    "priority": (0,),
     "prompt_logprobs": (),
     "response_format": ({"type": "text"},),
     "session_id": (),
     "structured_outputs": (),
-    "timeout_ms": (),
     "use_beam_search": (False,),
 }
 UNSUPPORTED_CHAT: dict[str, tuple[Any, ...]] = _UNSUPPORTED | {

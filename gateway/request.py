@@ -23,7 +23,9 @@ from gateway.schemas import (
     GenerationRequest,
     parse,
 )
+from gateway.tenant import tenant_of
 from ipc.codec import INT64_MAX, Ids
+from ipc.config import GatewayConfig
 from ipc.messages import Generate, ModelFiles, Output, Sampling
 
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default for text completions; a chat may fill the context
@@ -33,6 +35,14 @@ SEED_BITS = 62  # choice i uses seed + i, which must fit 64 bits as well
 
 # What the chat template gets from elsewhere; its extra variables must not replace these.
 TEMPLATE_NAMES = ("messages", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize", "tools")
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What an HTTP request says outside of its body."""
+
+    request_id: str  # used when the body has none
+    key: str  # of the Authorization header; "" without one
 
 
 @dataclass(slots=True)
@@ -48,20 +58,35 @@ class Job:
     stream: bool
     include_usage: bool
     continuous_usage: bool
+    metadata: dict[str, str] | None
+
+    @property
+    def received_ns(self) -> int:
+        return self.generates[0].received_ns
+
+    @property
+    def deadline_ns(self) -> int:
+        """When it ends with a timeout; 0 is never."""
+        return self.generates[0].deadline_ns
+
+    @property
+    def wants_tokens(self) -> bool:
+        """Whether token ids or log-probabilities are shown to the client."""
+        return self.logprobs >= 0 or self.return_token_ids
 
 
-def chat_job(body: dict[str, Any], ring: RingView, request_id: str) -> Job:
-    """A body of /v1/chat/completions as a job; `request_id` is used when the body has none. Raises ApiError."""
+def chat_job(body: dict[str, Any], envelope: Envelope, ring: RingView, config: GatewayConfig) -> Job:
+    """A body of /v1/chat/completions as a job. Raises ApiError."""
     request = parse(ChatRequest, body, UNSUPPORTED_CHAT)
     if request.top_logprobs is not None and not request.logprobs:
         refuse("top_logprobs: needs logprobs to be true", "top_logprobs")
     logprobs = (request.top_logprobs or 0) if request.logprobs else -1
     max_tokens = request.max_completion_tokens or request.max_tokens or 0
-    return _job(request, ring, request_id, [chat_map(request)], max_tokens, logprobs)
+    return _job(request, envelope, ring, config, [chat_map(request)], max_tokens, logprobs)
 
 
-def completion_job(body: dict[str, Any], ring: RingView, request_id: str) -> Job:
-    """A body of /v1/completions as a job; `request_id` is used when the body has none. Raises ApiError."""
+def completion_job(body: dict[str, Any], envelope: Envelope, ring: RingView, config: GatewayConfig) -> Job:
+    """A body of /v1/completions as a job. Raises ApiError."""
     request = parse(CompletionRequest, body, UNSUPPORTED_COMPLETION)
     count = len(request.prompt)
     if request.n * count > MAX_SEQUENCES:
@@ -72,7 +97,7 @@ def completion_job(body: dict[str, Any], ring: RingView, request_id: str) -> Job
             _check_prompt_ids(prompt, model, f"prompt[{index}]" if count > 1 else "prompt")
     max_tokens = request.max_tokens or COMPLETION_MAX_TOKENS
     logprobs = -1 if request.logprobs is None else request.logprobs
-    return _job(request, ring, request_id, request.prompt, max_tokens, logprobs)
+    return _job(request, envelope, ring, config, request.prompt, max_tokens, logprobs)
 
 
 def chat_map(request: ChatInput) -> dict[str, Any]:
@@ -109,8 +134,9 @@ def _plain_message(message: ChatMessage, index: int) -> dict[str, Any]:
 
 def _job(
     request: GenerationRequest,
+    envelope: Envelope,
     ring: RingView,
-    request_id: str,
+    config: GatewayConfig,
     prompts: Sequence[str | Ids | dict[str, Any]],
     max_tokens: int,
     logprobs: int,
@@ -121,14 +147,17 @@ def _job(
         refuse("stream_options: needs stream to be true", "stream_options")
     if request.request_id and request.rid and request.request_id != request.rid:
         refuse("rid: is another name of request_id, and they differ", "rid")
-    request_id = request.request_id or request.rid or request_id
+    request_id = request.request_id or request.rid or envelope.request_id
     sampling = _sampling(request, ring.admit(), max_tokens, logprobs)
     output = Output(
         stop=request.stop,
         include_stop=request.include_stop_str_in_output,
         skip_special_tokens=request.skip_special_tokens,
     )
+    _check_priority(request.priority, config.scheduling_policy)
+    tenant = tenant_of(envelope.key, request.user or "")
     now = time.monotonic_ns()
+    deadline = _deadline_ns(now, request.timeout_ms, config.request_timeout)
     generates = [
         Generate(
             rid=0,
@@ -139,9 +168,11 @@ def _job(
             chat=prompt if isinstance(prompt, dict) else None,
             sampling=sampling,
             output=output,
-            priority=0,
+            priority=request.priority,
             cache_salt=request.cache_salt or "",
             received_ns=now,
+            tenant=tenant,
+            deadline_ns=deadline,
         )
         for prompt in prompts
     ]
@@ -155,7 +186,25 @@ def _job(
         stream=request.stream,
         include_usage=bool(options and options.include_usage),
         continuous_usage=bool(options and options.continuous_usage_stats),
+        metadata=request.metadata,
     )
+
+
+def _check_priority(priority: int, policy: str) -> None:
+    """Refuse a priority that nobody would read; what a custom policy reads is its own business."""
+    if priority and policy != "priority" and ":" not in policy:
+        refuse(
+            f"priority: the scheduling policy of this server is {policy}, which reads no priority; start it with"
+            " --scheduling-policy priority",
+            "priority",
+        )
+
+
+def _deadline_ns(now_ns: int, timeout_ms: int | None, default_s: float) -> int:
+    """When a request ends with a timeout: by its own word, else by the server's; 0 is never."""
+    if timeout_ms is not None:
+        return now_ns + timeout_ms * 1_000_000
+    return now_ns + round(default_s * 1e9) if default_s else 0
 
 
 def _sampling(request: GenerationRequest, model: ModelFiles, max_tokens: int, logprobs: int) -> Sampling:

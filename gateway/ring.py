@@ -58,6 +58,12 @@ class RingView:
             raise ApiError(503, obstacle or "the model is not known yet")
         return self.model
 
+    def need(self, process: str) -> None:
+        """Raise ApiError 503 unless this process is there to be asked."""
+        state = self._states.get(process, "starting")
+        if state != "ready":
+            raise ApiError(503, f"the {process} is {state}")
+
     def name_for(self, requested: str | None) -> str:
         """The served name that a request means; without one, the first. Raises ApiError 404 for any other."""
         if requested is None:
@@ -90,6 +96,11 @@ class RingView:
             }
             for name in self.names
         ]
+
+    def stats(self, process: str) -> dict[str, Any]:
+        """The last figures of a process; empty before the first."""
+        beat, _ = self._beats.get(process, (None, 0.0))
+        return beat.stats if beat is not None else {}
 
     def loads(self) -> dict[str, Any]:
         """The last figures of every process, and how old they are in seconds."""

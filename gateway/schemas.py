@@ -31,6 +31,8 @@ MAX_CHOICES = 128
 MAX_SEQUENCES = 1024  # prompts x choices of one request
 MAX_LOGPROBS = 20
 MAX_TOKEN_ID = 2**31 - 1  # ids travel as 32-bit integers
+MAX_TIMEOUT_MS = 7 * 24 * 3600 * 1000  # a week; a deadline in nanoseconds must fit 64 bits
+MAX_METADATA = 16  # pairs; this and the lengths below are OpenAI's limits
 
 
 class Schema(BaseModel):
@@ -87,6 +89,8 @@ def _ids_or_none(values: Any) -> Ids:
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
+MetadataKey = Annotated[str, Field(max_length=64)]
+MetadataValue = Annotated[str, Field(max_length=512)]
 RequestId = Annotated[str, Field(pattern=r"^[ -~]{1,256}$")]
 Prompts = Annotated[list[str | Ids], PlainValidator(_prompts)]
 
@@ -123,9 +127,11 @@ class GenerationRequest(Schema):
     request_id: RequestId | None = None
     rid: RequestId | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
-    # Accepted, and nothing comes of them: no state is stored, nobody is billed.
+    priority: int = 0  # lower is more important
+    timeout_ms: Annotated[int, Field(ge=1, le=MAX_TIMEOUT_MS)] | None = None
     user: str | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA)] | None = None
+    # Accepted, and nothing comes of them: no state is stored, nobody is billed.
     store: bool | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None

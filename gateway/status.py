@@ -9,6 +9,7 @@ from aiohttp import web
 from gateway.engine import Engine
 from gateway.errors import ApiError
 from gateway.json_response import json_response
+from gateway.loads import runtime_stats
 from gateway.ring import RingView
 
 
@@ -39,8 +40,10 @@ class Status:
         return json_response(cards[self._ring.name_for(request.match_info["name"])])
 
     async def loads(self, request: web.Request) -> web.Response:
-        """The last figures of every process, and what this one has in flight."""
-        return json_response({"processes": self._ring.loads(), "in_flight": self._engine.in_flight()})
+        """How full the server is, the last figures of every process, and what this one has in flight."""
+        in_flight = self._engine.in_flight()
+        stats = runtime_stats(self._ring.stats("scheduler"), in_flight)
+        return json_response(stats | {"processes": self._ring.loads(), "in_flight": in_flight})
 
     async def version(self, request: web.Request) -> web.Response:
         return json_response({"version": _version()})

@@ -14,8 +14,10 @@ from typing import Any
 
 from gateway.errors import ApiError
 from gateway.logprobs import Row
+from gateway.request import Job
+from gateway.timings import End
 from ipc.codec import Ids
-from ipc.messages import ABORT, ERROR, Head, Tail
+from ipc.messages import LENGTH, STOP, Head, Tail
 
 MAX_UNSENT_BYTES = 1 << 20
 LOGPROB_BYTES = 80  # one candidate of one token, as JSON
@@ -51,8 +53,13 @@ class Sequence:
 
     @property
     def wants_tokens(self) -> bool:
-        """Whether token ids and log-probabilities are shown to the client."""
+        """Whether token ids or log-probabilities are shown to the client."""
         return self._stream.wants_tokens
+
+    @property
+    def num_taken(self) -> int:
+        """How many tokens the answering task has taken to the client."""
+        return self.num_tokens - self._num_tokens
 
     def add_text(self, text: str, num_tokens: int) -> None:
         self._texts.append(text)
@@ -70,10 +77,10 @@ class Sequence:
         """The terminal event. A failure ends the whole request, and is not this choice's end as clients see it."""
         if tail.refusal is not None:
             self._stream.fail(ApiError.of(tail.refusal))
-        elif tail.reason in (ERROR, ABORT):
-            self._stream.fail(ApiError(500, "the request was given up inside the server"))
-        else:
+        elif tail.reason in (STOP, LENGTH):
             self.tail = tail
+        else:
+            self._stream.fail(ApiError(500, "the request was given up inside the server"))
         self._stream.ended(self)
 
     def take(self) -> Piece:
@@ -93,10 +100,10 @@ class Stream:
     `failure` is set when the request as a whole has failed: one of its sequences did, or the ring.
     """
 
-    def __init__(self, rids: list[int], choices: int, wants_tokens: bool) -> None:
+    def __init__(self, job: Job, rids: list[int]) -> None:
+        self.job = job
         self.rids = rids
-        self.choices = choices  # of each prompt
-        self.wants_tokens = wants_tokens
+        self.wants_tokens = job.wants_tokens
         self.sequences = [Sequence(self, index) for index in range(len(rids))]
         self.failure: ApiError | None = None
         self._unsent_bytes = 0  # of text: waiting here, or taken and not yet written out
@@ -108,9 +115,24 @@ class Stream:
         self._waits_for_all = False
 
     @property
+    def all_ended(self) -> bool:
+        """Whether all sequences have ended."""
+        return self._unfinished == 0
+
+    @property
     def finished(self) -> bool:
         """Whether all sequences have ended and nothing is left to take."""
         return self._unfinished == 0 and not self._touched
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Text that has come and is not written out."""
+        return self._unsent_bytes
+
+    @property
+    def ends(self) -> list[End]:
+        """How the sequences began and ended, of those that have."""
+        return [(each.head, each.tail) for each in self.sequences if each.head is not None and each.tail is not None]
 
     # -- the fan-out's side ---------------------------------------------------------------------------------------
 
@@ -171,7 +193,7 @@ class Stream:
 
     def usage(self) -> dict[str, Any]:
         """Tokens so far: each prompt counts once, every choice's output counts."""
-        heads = [sequence.head for sequence in self.sequences[:: self.choices] if sequence.head is not None]
+        heads = [sequence.head for sequence in self.sequences[:: self.job.n] if sequence.head is not None]
         prompt_tokens = sum(head.prompt_tokens for head in heads)
         completion_tokens = sum(
             sequence.num_tokens if sequence.tail is None else sequence.tail.completion_tokens

@@ -22,6 +22,8 @@ class GatewayConfig:
     port: int
     served_model_name: list[str]
     max_body_mib: int
+    request_timeout: float
+    scheduling_policy: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,16 @@ class SchedulerConfig:
     enable_prefix_caching: bool
     pipeline_depth: int
     max_num_queued_reqs: int
+    scheduling_policy: str
+    scheduling_aging: float
+    prefill_order: str
+    max_num_step_seqs: int
+    long_prefill_token_threshold: int
+    max_num_partial_prefills: int
+    max_long_partial_prefills: int
+    prefill_delay_steps: int
+    enable_log_requests: bool
+    step_log: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +65,8 @@ class ModelConfig:
     num_gpu_blocks_override: int
     kv_cache_memory_bytes: int
     gpu_memory_utilization: float
+    mock_profile: str
+    mock_lanes: int
 
 
 @dataclass(frozen=True, slots=True)

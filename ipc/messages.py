@@ -11,6 +11,8 @@
                                                                   v  |
                                                            model_proc (one per GPU)
 
+Look-ups go to whoever knows the answer, the tokenizer or the scheduler, and the answer comes straight back.
+
 Inside the ring a sequence is known by its `rid`, a 64-bit integer that the gateway hands out: the gateway's index in
 the bits above `RID_BITS`, a counter below. A request for n choices takes n consecutive rids and is named by the first.
 Times are `time.monotonic_ns()` of the one machine that all processes share; 0 means "has not happened".
@@ -26,8 +28,8 @@ from ipc.codec import Blobs, Floats, Ids, Ints, Longs, Map, Strs, message, recor
 RID_BITS = 40
 
 # Why a sequence ended. The first two are shown to clients; a refused or failed one carries a Refusal.
-NOT_FINISHED, STOP, LENGTH, ABORT, ERROR = range(5)
-REASON_NAMES = ("", "stop", "length", "abort", "error")
+NOT_FINISHED, STOP, LENGTH, ABORT, ERROR, TIMEOUT = range(6)
+REASON_NAMES = ("", "stop", "length", "abort", "error", "timeout")
 
 
 def gateway_of(rid: int) -> int:
@@ -123,11 +125,15 @@ class Tail:
     """The one terminal event of a sequence."""
 
     rid: int
-    reason: int  # STOP, LENGTH, ABORT or ERROR
+    reason: int  # STOP, LENGTH, ABORT, ERROR or TIMEOUT
     completion_tokens: int
     first_token_ns: int
     finished_ns: int
     preemptions: int = 0
+    first_step: int = -1  # the step that sampled its first token
+    started_ns: int = 0  # the runner began the first step that it was part of
+    execution_ns: int = 0  # how long the runner worked on the steps that ended while it was in the running batch
+    batch_size: float = 0.0  # sequences in a step, the mean of those steps
     stop_token: int | None = None  # the token that ended it, if one of stop_token_ids or an end of sequence did
     stop_string: str | None = None  # the stop string that ended it
     refusal: Refusal | None = None
@@ -164,9 +170,11 @@ class Generate:
     chat: Map | None  # messages, and what else the chat template may see
     sampling: Sampling
     output: Output
-    priority: int
+    priority: int  # lower is more important; 0 unless the policy reads it
     cache_salt: str
     received_ns: int
+    tenant: str = ""  # who asks, for the fair policy: a digest of the API key and the `user` field
+    deadline_ns: int = 0  # ends with TIMEOUT when this has passed; 0 is never
 
 
 @message(2)
@@ -193,6 +201,8 @@ class Submit:
     received_ns: int
     tokenized_ns: int
     refusal: Refusal | None
+    tenant: str = ""  # as in Generate
+    deadline_ns: int = 0
 
 
 @message(4)
@@ -244,7 +254,7 @@ class Tokens:
 @message(7)
 @dataclass(slots=True)
 class StopHit:
-    """detokenizer -> scheduler: these sequences met a stop string; their end is already on its way to the client."""
+    """detokenizer -> scheduler: these met a stop string, or have no text. Each gets its Tail, unless it was sent."""
 
     rids: Longs
 
@@ -299,6 +309,32 @@ class LookUp:
     refusal: Refusal | None
 
 
+@message(19)
+@dataclass(slots=True)
+class Inspect:
+    """gateway -> scheduler: where is the request of this name? Answered with a Report."""
+
+    rid: int  # of the question
+    request_id: str
+
+
+@message(20)
+@dataclass(slots=True)
+class FlushCache:
+    """gateway -> scheduler: forget every cached prefix. Answered with a Report: {"blocks": how many became free}."""
+
+    rid: int  # of the question
+
+
+@message(21)
+@dataclass(slots=True)
+class Report:
+    """scheduler -> gateway: the answer to Inspect or FlushCache."""
+
+    rid: int
+    body: Map  # of Inspect: {"sequences": [...]}, one entry a choice; empty when nobody is called so
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Start-up, health and shutdown
 
@@ -326,6 +362,7 @@ class RunnerReady:
     max_model_len: int
     max_num_seqs: int
     eos_token_ids: Ids
+    lanes: int = 1  # steps that it can work on at the same time; with more than one, no slot may be in two of them
 
 
 @message(34)

@@ -53,6 +53,16 @@ def power_of_two(value: int) -> str | None:
     return None if value > 0 and value & (value - 1) == 0 else "must be a power of two"
 
 
+POLICIES = ("fcfs", "priority", "sjf", "lpm", "fair")
+
+
+def policy_name(value: str) -> str | None:
+    module, colon, name = value.partition(":")
+    if value in POLICIES or (colon and module and name.isidentifier()):
+        return None
+    return f"must be one of {', '.join(POLICIES)}, or my_module:MyPolicy"
+
+
 OPTIONS: dict[str, list[Option]] = {
     "Model": [
         Option(
@@ -77,6 +87,15 @@ OPTIONS: dict[str, list[Option]] = {
         ),
         Option("chat_template", str, "", "file with a Jinja chat template, instead of the model's own"),
         Option("num_threads", int, 0, "CPU threads of the model process; 0 chooses", check=at_least(0)),
+        Option(
+            "mock_profile",
+            str,
+            "instant",
+            "how long the steps of --model mock take: instant, seed, linear, or a .toml file",
+        ),
+        Option(
+            "mock_lanes", int, 1, "steps that --model mock works on at the same time; 1 is a GPU", check=at_least(1)
+        ),
     ],
     "Server": [
         Option("host", str, "127.0.0.1", "address to listen on"),
@@ -84,6 +103,20 @@ OPTIONS: dict[str, list[Option]] = {
         Option("max_body_mib", int, 32, "largest request body, MiB", check=between(1, 48)),
         Option(
             "shutdown_timeout", float, 30.0, "seconds that running requests get to finish at SIGTERM", check=at_least(0)
+        ),
+        Option(
+            "request_timeout",
+            float,
+            0.0,
+            "seconds until a request ends with 504, unless its own timeout_ms says otherwise; 0 is never",
+            check=at_least(0),
+        ),
+        Option(
+            "enable_log_requests",
+            bool,
+            False,
+            "log every step that a request makes in its life",
+            aliases=("--log-requests",),
         ),
         Option("tokenizer_threads", int, 2, "threads for chat templates and tokenizing", check=at_least(1)),
         Option("log_level", str, "info", "how much the processes say", choices=("debug", "info", "warning", "error")),
@@ -122,6 +155,58 @@ OPTIONS: dict[str, list[Option]] = {
             aliases=("--max-queued-requests",),
             check=at_least(1),
         ),
+        Option(
+            "scheduling_policy",
+            str,
+            "fcfs",
+            "who is admitted first: fcfs, priority, sjf, lpm, fair, or my_module:MyPolicy",
+            aliases=("--schedule-policy",),
+            check=policy_name,
+        ),
+        Option(
+            "scheduling_aging",
+            float,
+            10.0,
+            "seconds of waiting after which a sequence gets its share of places, whatever the policy; 0 is never",
+            check=at_least(0),
+        ),
+        Option(
+            "prefill_order",
+            str,
+            "mixed",
+            "what takes the token budget first: decodes, prefills, or whoever is more important",
+            choices=("decode-first", "prefill-first", "mixed"),
+        ),
+        Option(
+            "max_num_step_seqs",
+            int,
+            0,
+            "sequences in one step; the others of the running batch take turns; 0 is all of them",
+            check=at_least(0),
+        ),
+        Option(
+            "long_prefill_token_threshold",
+            int,
+            0,
+            "a prefill with more tokens is long: this many a step at most; 0 is no limit",
+            check=at_least(0),
+        ),
+        Option(
+            "max_num_partial_prefills",
+            int,
+            0,
+            "prefills in a step that do not end with it; 0 is no limit",
+            check=at_least(0),
+        ),
+        Option("max_long_partial_prefills", int, 0, "of those, how many may be long; 0 is no limit", check=at_least(0)),
+        Option(
+            "prefill_delay_steps",
+            int,
+            0,
+            "steps that an arrival may wait for others, to be prefilled together, while sequences decode",
+            check=at_least(0),
+        ),
+        Option("step_log", str, "", "file that gets one line of JSON a step: what it held and how long it took"),
     ],
     "KV cache": [
         Option("block_size", int, 16, "tokens in one KV block", aliases=("--page-size",), check=power_of_two),
@@ -168,7 +253,22 @@ def complete(given: Mapping[str, Any]) -> dict[str, Any]:
     values = {}
     for name, option in options.items():
         values[name] = _checked(option, given[name]) if name in given else option.default
+    _check_together(values)
     return values
+
+
+def _check_together(values: Mapping[str, Any]) -> None:
+    """No option is accepted and then ignored because of another one."""
+    if not values["enable_chunked_prefill"]:
+        for name in ("long_prefill_token_threshold", "max_num_partial_prefills", "max_long_partial_prefills"):
+            if values[name]:
+                raise OptionError(f"--{name.replace('_', '-')}: needs --enable-chunked-prefill, which is off")
+    if values["max_long_partial_prefills"] and not values["long_prefill_token_threshold"]:
+        raise OptionError("--max-long-partial-prefills: needs --long-prefill-token-threshold, which says what is long")
+    if values["model"] != "mock":
+        for name, neutral in (("mock_profile", "instant"), ("mock_lanes", 1)):
+            if values[name] != neutral:
+                raise OptionError(f"--{name.replace('_', '-')}: only for --model mock, not for {values['model']}")
 
 
 def _checked(option: Option, value: Any) -> Any:

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from enum import Enum
 
 from ipc.codec import Ids
 from ipc.messages import Head, Output, Refusal, Sampling, Submit, Tail
 from scheduler_proc.blocks import root_hash
+from scheduler_proc.life_cycle import State
 
-
-class State(Enum):
-    """Where a sequence is in its life. See docs/architecture.md for the picture."""
-
-    HELD = "held"  # waits for the prefill of a sibling with the same prompt
-    WAITING = "waiting"  # in the queue
-    RUNNING = "running"  # has a slot
-    PREEMPTED = "preempted"  # lost its slot; queued again once its last step's result is there
-    FINISHED = "finished"
+Rank = tuple[float, ...]
 
 
 class Sequence:
@@ -31,18 +23,23 @@ class Sequence:
     """
 
     __slots__ = (
-        "blocks", "cached_tokens", "capacity", "discard_until", "first_token_ns", "hashes", "last_step", "max_length",
-        "min_output", "next_look", "num_planned", "num_registered", "num_shared", "num_tokens", "opened", "order",
-        "output", "preemptions", "priority", "prompt_len", "queued_ns", "received_ns", "request_id", "rid", "root",
-        "sampling", "scheduled_ns", "siblings", "slot", "state", "stop_ids", "token_ids", "tokenized_ns",
+        "batch_sizes", "blocks", "cached_tokens", "capacity", "choice", "deadline_ns", "discard_until",
+        "execution_ns", "first_step", "first_token_ns", "hashes", "is_long", "last_step", "max_length", "min_output",
+        "next_look", "num_planned", "num_registered", "num_shared", "num_steps", "num_tokens", "opened", "order",
+        "output", "plain_until", "preemptions", "priority", "prompt_len", "queued_ns", "queued_step", "rank",
+        "received_ns", "request_id", "rid", "root", "sampling", "scheduled_ns", "siblings", "slot", "started_ns",
+        "state", "stop_ids", "tenant", "token_ids", "tokenized_ns", "turn",
     )  # fmt: skip
 
     def __init__(self, submit: Submit, choice: int, order: int, now: int) -> None:
         self.rid = submit.rid + choice
         self.request_id = submit.request_id
+        self.choice = choice
         self.order = order  # of arrival
         self.priority = submit.priority
-        self.state = State.WAITING
+        self.tenant = submit.tenant
+        self.rank: Rank = ()  # among the running, smaller is more important; set at each admission
+        self.state = State.NEW
         self.token_ids: Ids = submit.token_ids[:]
         self.prompt_len = len(submit.token_ids)
         self.sampling: Sampling = _with_seed(submit.sampling, submit.sampling.seed + choice)
@@ -54,10 +51,13 @@ class Sequence:
 
         self.num_planned = 0
         self.num_tokens = self.prompt_len
-        self.slot = -1
+        self.slot = -1  # in the runner's batch; -1 when it has none
         self.last_step = -1  # the last step that it is part of
+        self.turn = 0  # grows with every decode, where not all sequences fit into one step
         self.discard_until: float = -1  # results up to this step are not to be believed; infinity when it is over
         self.next_look = 0  # the length of token_ids at which a new token needs more than to be appended
+        self.plain_until = 0  # while num_tokens is below, the next step decodes one token into a block that is there
+        self.is_long = False  # its prefill is over the threshold of long ones
         self.blocks: list[int] = []
         self.capacity = 0  # tokens that its blocks hold
         self.num_shared = 0  # leading blocks that it found in the cache
@@ -70,14 +70,32 @@ class Sequence:
         self.opened = False  # its Head has been sent
         self.received_ns = submit.received_ns
         self.tokenized_ns = submit.tokenized_ns
+        self.deadline_ns = submit.deadline_ns  # 0 when it may take for ever
         self.queued_ns = now
+        self.queued_step = 0  # the step that was planned next when it was queued last
         self.scheduled_ns = 0
+        self.started_ns = 0
         self.first_token_ns = 0
+        self.first_step = -1
+        # Of the steps that ended while it had a slot; see `StepTotals`.
+        self.num_steps = 0
+        self.batch_sizes = 0
+        self.execution_ns = 0
 
     @property
     def num_output(self) -> int:
         """Output tokens that have arrived."""
         return len(self.token_ids) - self.prompt_len
+
+    @property
+    def num_computed(self) -> int:
+        """Tokens whose KV is there now or once the steps in flight have run."""
+        return min(self.num_planned, len(self.token_ids))
+
+    def grow(self, blocks: list[int], block_size: int) -> None:
+        """It gets these blocks as well."""
+        self.blocks += blocks
+        self.capacity += len(blocks) * block_size
 
     def head(self) -> Head:
         return Head(
@@ -89,7 +107,9 @@ class Sequence:
     def tail(self, reason: int, now: int, stop_token: int | None = None, refusal: Refusal | None = None) -> Tail:
         return Tail(
             rid=self.rid, reason=reason, completion_tokens=self.num_output, first_token_ns=self.first_token_ns,
-            finished_ns=now, preemptions=self.preemptions, stop_token=stop_token, refusal=refusal,
+            finished_ns=now, preemptions=self.preemptions, first_step=self.first_step, started_ns=self.started_ns,
+            execution_ns=self.execution_ns, batch_size=self.batch_sizes / self.num_steps if self.num_steps else 0.0,
+            stop_token=stop_token, refusal=refusal,
         )  # fmt: skip
 
 

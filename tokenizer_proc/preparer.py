@@ -63,6 +63,8 @@ class Preparer:
             received_ns=generate.received_ns,
             tokenized_ns=time.monotonic_ns(),
             refusal=refusal,
+            tenant=generate.tenant,
+            deadline_ns=generate.deadline_ns,
         )
 
     def _tokenize(self, question: Tokenize) -> LookUp:

@@ -13,7 +13,7 @@ from detok_proc.main import serve
 from ipc import mock_vocabulary
 from ipc.codec import Ids
 from ipc.config import DetokenizerConfig, RingConfig
-from ipc.messages import RID_BITS, Head, ModelFiles, Output, Ready, Shutdown, StopHit, Text, Tokens
+from ipc.messages import RID_BITS, STOP, Head, ModelFiles, Output, Ready, Shutdown, StopHit, Tail, Text, Tokens
 from ipc.process import Process
 from ipc.sockets import Inbox, Outbox
 
@@ -67,8 +67,12 @@ def test_ready_after_the_model_is_known_then_text_and_stop_hits(ring: Ring) -> N
     assert (text.rids, text.texts, text.time_ns) == ([1], ["A "], 50)
     [other] = ring.receive("gateway.2")
     assert isinstance(other, Text)
-    assert [tail.stop_string for tail in other.tails] == ["request "]
+    assert ([head.rid for head in other.heads], other.tails) == ([there], [])
     assert ring.receive("scheduler") == [StopHit([there])]
+    ring.outbox.send(Tokens([], [], Ids("i"), None, [Tail(there, STOP, 1, 50, 55)], 55))
+    [other] = ring.receive("gateway.2")
+    assert isinstance(other, Text)
+    assert [(tail.stop_string, tail.finished_ns) for tail in other.tails] == [("request ", 50)]
     ring.outbox.send(Tokens([], [1], Ids("i", [3]), None, [], 60))
     ring.receive("gateway")
     assert ring.process.stats["sequences"] == 1

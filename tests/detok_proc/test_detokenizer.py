@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -12,10 +13,25 @@ from tokenizers import Tokenizer
 
 from detok_proc.decoder import Decoder
 from detok_proc.detokenizer import Detokenizer
+from detok_proc.sequence import Sequence
 from detok_proc.vocabulary import MockVocabulary, TokenizerVocabulary
 from ipc import mock_vocabulary
 from ipc.codec import Ids
-from ipc.messages import ABORT, ERROR, LENGTH, RID_BITS, STOP, Head, Logprobs, Output, Refusal, Tail, Text, Tokens
+from ipc.messages import (
+    ABORT,
+    ERROR,
+    LENGTH,
+    RID_BITS,
+    STOP,
+    TIMEOUT,
+    Head,
+    Logprobs,
+    Output,
+    Refusal,
+    Tail,
+    Text,
+    Tokens,
+)
 
 OTHER_GATEWAY = 3 << RID_BITS
 
@@ -24,8 +40,8 @@ def head(rid: int, **output: object) -> Head:
     return Head(rid, Output(**output), 5, 0, 1, 2, 3, 4)  # type: ignore[arg-type]
 
 
-def tail(rid: int, reason: int, count: int, **more: object) -> Tail:
-    return Tail(rid, reason, count, 10, 99, **more)  # type: ignore[arg-type]
+def tail(rid: int, reason: int, count: int, finished: int = 99, **more: object) -> Tail:
+    return Tail(rid, reason, count, 10, finished, **more)  # type: ignore[arg-type]
 
 
 def step(
@@ -134,25 +150,52 @@ class TestEndTokens:
 
 
 class TestStopStrings:
+    """The text ends at once, the sequence with the scheduler's Tail."""
+
     def test_a_stop_string_over_several_steps(self, detokenizer: Detokenizer) -> None:
         detokenizer.handle(step([head(7, stop=["BC"])], [(7, 0x41)], time_ns=10))
         assert detokenizer.handle(step(rows=[(7, 0x42)])).texts == {}
         out = detokenizer.handle(step(rows=[(7, 0x43), (7, 0x44)], time_ns=30))
-        assert out.stopped == [7]
-        assert out.texts[0].tails == [Tail(7, STOP, 3, 10, 30, stop_string="BC")]
-        assert (out.texts[0].texts, out.texts[0].num_tokens) == ([""], [2])
+        assert (out.stopped, out.texts) == ([7], {})
+        ended = tail(7, STOP, 4, preemptions=2, first_step=5, started_ns=6, execution_ns=7, batch_size=1.5)
+        text = only_text(detokenizer, step(tails=[ended], time_ns=40))
+        assert text.tails == [replace(ended, completion_tokens=3, finished_ns=30, stop_string="BC")]
+        assert (text.texts, text.num_tokens, text.token_ids) == ([""], [2], Ids("i", [0x42, 0x43]))
         assert detokenizer.stats()["sequences"] == 0
+
+    def test_the_text_before_it_leaves_with_its_step(self, detokenizer: Detokenizer) -> None:
+        rows = [(7, 0x41), (8, 0x41), (7, 0x42)]
+        out = detokenizer.handle(step([head(7, stop=["B"]), head(8)], rows))
+        assert (out.texts[0].rids, out.texts[0].texts, out.texts[0].num_tokens) == ([7, 8], ["A", "A"], [2, 1])
+        assert (out.texts[0].tails, out.stopped) == ([], [7])
+        assert detokenizer.stats()["sequences"] == 2
+        text = only_text(detokenizer, step(tails=[tail(7, STOP, 2)]))
+        assert (text.rids, [item.stop_string for item in text.tails]) == ([], ["B"])
 
     def test_what_comes_after_it_is_ignored(self, detokenizer: Detokenizer) -> None:
         detokenizer.handle(step([head(7, stop=["A"])], [(7, 0x41)]))
-        out = detokenizer.handle(step(rows=[(7, 0x42)], tails=[tail(7, LENGTH, 2)]))
+        out = detokenizer.handle(step(rows=[(7, 0x42), (7, 0x41)]))
+        assert (out.texts, out.stopped) == ({}, [])
+        text = only_text(detokenizer, step(rows=[(7, 0x43)], tails=[tail(7, STOP, 4)]))
+        assert (text.texts, text.token_ids) == ([""], Ids("i", [0x41]))
+        out = detokenizer.handle(step(rows=[(7, 0x42)], tails=[tail(7, STOP, 5)]))
         assert (out.texts, out.stopped) == ({}, [])
 
-    @pytest.mark.parametrize("reason", [LENGTH, STOP, ABORT, ERROR])
-    def test_it_wins_over_another_end_of_the_same_step(self, detokenizer: Detokenizer, reason: int) -> None:
-        text = only_text(detokenizer, step([head(7, stop=["B"])], [(7, 0x41), (7, 0x42)], [tail(7, reason, 2)]))
-        assert [(item.reason, item.stop_string) for item in text.tails] == [(STOP, "B")]
-        assert text.texts == ["A"]
+    @pytest.mark.parametrize("later", [False, True], ids=["same step", "later step"])
+    @pytest.mark.parametrize("reason", [LENGTH, STOP, ABORT, ERROR, TIMEOUT])
+    def test_it_wins_over_another_end_that_was_on_its_way(
+        self, detokenizer: Detokenizer, reason: int, later: bool
+    ) -> None:
+        refusal = Refusal(504, "timeout_error", "too late") if reason in (ERROR, TIMEOUT) else None
+        ended = tail(7, reason, 3, stop_token=2 if reason == STOP else None, refusal=refusal)
+        rows = [(7, 0x41), (7, 0x42)]
+        outputs = [detokenizer.handle(step([head(7, stop=["B"])], rows, [] if later else [ended]))]
+        if later:
+            outputs.append(detokenizer.handle(step(rows=[(7, 0x43)], tails=[ended])))
+        assert [item for out in outputs for item in out.stopped] == ([7] if later else [])
+        texts = [out.texts[0] for out in outputs]
+        assert [piece for text in texts for piece in text.texts] == ["A"]
+        assert [item for text in texts for item in text.tails] == [Tail(7, STOP, 2, 10, 10, stop_string="B")]
 
     def test_it_is_kept_on_demand(self, detokenizer: Detokenizer) -> None:
         text = only_text(detokenizer, step([head(7, stop=["B"], include_stop=True)], [(7, 0x41), (7, 0x42)]))
@@ -161,8 +204,9 @@ class TestStopStrings:
     def test_the_last_text_can_complete_it(self, detokenizer: Detokenizer) -> None:
         detokenizer.handle(step([head(7, stop=["\N{REPLACEMENT CHARACTER}"])], [(7, 0xE2)]))
         out = detokenizer.handle(step(tails=[tail(7, LENGTH, 1)]))
-        assert out.stopped == [7]
+        assert out.stopped == [], "the scheduler knows already that it is over"
         assert (out.texts[0].texts, out.texts[0].tails[0].reason) == ([""], STOP)
+        assert detokenizer.stats()["sequences"] == 0
 
     def test_the_text_of_an_end_token_completes_nothing(self, detokenizer: Detokenizer) -> None:
         ended = tail(7, STOP, 2, stop_token=0x42)
@@ -240,46 +284,74 @@ def test_a_sequence_that_cannot_be_decoded_ends_alone() -> None:
     detokenizer.handle(step([head(1), head(2)], [(1, 2)]))
     out = detokenizer.handle(step(rows=[(1, 3), (1, _FailingVocabulary.BAD), (2, 4), (1, 6)], time_ns=30))
     assert out.stopped == [1]
-    text = out.texts[0]
-    assert [(item.rid, item.reason, item.completion_tokens, item.first_token_ns) for item in text.tails] == [
-        (1, ERROR, 3, 10)
-    ]
+    assert dict(zip(out.texts[0].rids, out.texts[0].num_tokens, strict=True)) == {1: 2, 2: 1}
+    assert only_text(detokenizer, step(rows=[(1, 3), (2, 4)])).rids == [2]
+    text = only_text(detokenizer, step(tails=[tail(1, STOP, 5, preemptions=1)]))
     refusal = text.tails[0].refusal
+    assert text.tails == [tail(1, ERROR, 3, preemptions=1, refusal=refusal, finished=30)]
     assert refusal is not None
     assert (refusal.status, refusal.kind) == (500, "server_error")
-    assert dict(zip(text.rids, text.num_tokens, strict=True)) == {1: 2, 2: 1}
-    assert only_text(detokenizer, step(rows=[(1, 3), (2, 4)])).rids == [2]
     assert detokenizer.stats() == {"sequences": 1, "tokens": 7, "failed": 1}
+
+
+def test_a_last_text_that_cannot_be_made_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    detokenizer = Detokenizer(MockVocabulary())
+    detokenizer.handle(step([head(1)], [(1, 3)]))
+
+    def fail(sequence: Sequence) -> None:
+        raise RuntimeError("cannot end this")
+
+    monkeypatch.setattr(Sequence, "flush", fail)
+    out = detokenizer.handle(step(tails=[tail(1, LENGTH, 1)]))
+    assert out.stopped == []
+    assert [item.reason for item in out.texts[0].tails] == [ERROR]
+    assert detokenizer.stats() == {"sequences": 0, "tokens": 1, "failed": 1}
 
 
 def test_stop_strings_that_make_no_sense_end_the_sequence_alone() -> None:
     detokenizer = Detokenizer(MockVocabulary())
     out = detokenizer.handle(step([head(1, stop=[""]), head(2)], [(1, 3), (2, 3)]))
-    assert [(item.rid, item.reason) for item in out.texts[0].tails] == [(1, ERROR)]
-    assert out.texts[0].rids == [2]
+    assert (out.stopped, out.texts[0].rids) == ([1], [2])
+    text = only_text(detokenizer, step(tails=[tail(1, STOP, 1)]))
+    assert [(item.rid, item.reason, item.completion_tokens) for item in text.tails] == [(1, ERROR, 0)]
 
 
 @given(
     st.lists(st.sampled_from([*b"AB", *"é".encode(), 0xE2]), min_size=1, max_size=20),
     st.lists(st.text(alphabet="ABé", min_size=1, max_size=3), max_size=2),
     st.sets(st.integers(1, 19)),
+    st.integers(0, 3),
+    st.sampled_from([LENGTH, ABORT, TIMEOUT]),
 )
 def test_every_token_is_accounted_for_once(
-    byte_level: Tokenizer, ids: list[int], stops: list[str], cuts: set[int]
+    byte_level: Tokenizer, ids: list[int], stops: list[str], cuts: set[int], delay: int, reason: int
 ) -> None:
-    """However the tokens are spread over steps: the texts are the output up to its end, the counts add up."""
+    """However the tokens are spread over steps: the texts are the output up to its end, the counts add up.
+
+    The scheduler answers a StopHit after `delay` more steps, unless the sequence's own end was on its way by then.
+    """
     detokenizer = Detokenizer(TokenizerVocabulary(byte_level))
     outputs = [detokenizer.handle(step([head(7, stop=stops)]))]
     borders = [0, *sorted(cut for cut in cuts if cut < len(ids)), len(ids)]
-    for start, end in pairwise(borders):
-        ends = [tail(7, LENGTH, len(ids))] if end == len(ids) else []
-        outputs.append(detokenizer.handle(step(rows=[(7, token_id) for token_id in ids[start:end]], tails=ends)))
+    hits: list[int] = []
+    for number, (start, end) in enumerate(pairwise(borders)):
+        answered = bool(hits) and number - hits[0] > delay
+        ends = []
+        if answered or end == len(ids):
+            ends = [tail(7, STOP if answered else reason, end)]
+        rows = [(7, token_id) for token_id in ids[start:end]]
+        outputs.append(detokenizer.handle(step(rows=rows, tails=ends)))
+        hits += [number] * len(outputs[-1].stopped)
+        if answered:
+            break
+    assert len(hits) <= 1
     texts = [out.texts[0] for out in outputs if out.texts]
     tails = [item for text in texts for item in text.tails]
     assert len(tails) == 1
     whole = byte_level.decode(ids)
     first = min((whole.find(stop) for stop in stops if stop in whole), default=len(whole))
     shown = "".join(piece for text in texts for piece in text.texts)
+    assert tails[0].reason == STOP if hits else tails[0].reason in (STOP, reason)
     assert shown.startswith(whole[:first]) if tails[0].reason == STOP else shown == whole
     assert not any(stop in shown for stop in stops)
     assert sum(count for text in texts for count in text.num_tokens) == tails[0].completion_tokens

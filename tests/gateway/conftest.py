@@ -13,9 +13,10 @@ import uvloop
 
 from gateway.app import build_app
 from gateway.server import Port
-from tests.gateway.scripted_ring import ScriptedRing
+from ipc.config import GatewayConfig
+from tests.gateway.scripted_ring import CONFIG, ScriptedRing
 
-MAX_BODY_BYTES = 1 << 20
+MAX_BODY_BYTES = CONFIG.max_body_mib << 20
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -29,10 +30,16 @@ async def ring() -> ScriptedRing:
     return ScriptedRing()
 
 
+@pytest.fixture
+def config() -> GatewayConfig:
+    """What that gateway is told at its start."""
+    return CONFIG
+
+
 @pytest_asyncio.fixture
-async def port(ring: ScriptedRing) -> Port:
+async def port(ring: ScriptedRing, config: GatewayConfig) -> Port:
     """The port of a gateway on that ring, still to be opened."""
-    return Port(build_app(ring.engine, ring.view, MAX_BODY_BYTES))
+    return Port(build_app(ring.engine, ring.view, config))
 
 
 @pytest_asyncio.fixture

@@ -10,17 +10,21 @@ from typing import Any, TypeVar
 from gateway.engine import Engine
 from gateway.ring import RingView
 from ipc.codec import decode, encode
+from ipc.config import GatewayConfig
 from ipc.messages import (
     ERROR,
     LENGTH,
     STOP,
     Abort,
+    FlushCache,
     Generate,
     Head,
+    Inspect,
     Logprobs,
     ModelFiles,
     Output,
     Refusal,
+    Report,
     RingState,
     Tail,
     Text,
@@ -30,6 +34,15 @@ NAMES = ("gateway", "tokenizer", "scheduler", "model", "detokenizer")
 MODEL = ModelFiles(
     name="tiny", folder="", tokenizer_folder="", max_model_len=1000, vocab_size=500, defaults={"top_k": 40}
 )
+CONFIG = GatewayConfig(
+    host="127.0.0.1",
+    port=0,
+    served_model_name=[],
+    max_body_mib=1,
+    request_timeout=0.0,
+    scheduling_policy="fcfs",
+)
+MS = 1_000_000  # in nanoseconds
 PATIENCE_S = 20.0  # a test that waits for so long has failed
 
 Message = TypeVar("Message")
@@ -40,8 +53,10 @@ class ScriptedRing:
 
     def __init__(self) -> None:
         self.sent: list[Any] = []
+        self.asked: list[Inspect | FlushCache] = []  # of the scheduler
+        self.reports: dict[str, list[dict[str, Any]]] = {}  # what the scheduler knows, by request id
         self.script: Callable[[Generate], None] | None = None
-        self.engine = Engine(self._take)
+        self.engine = Engine(self._take, self._take_in_scheduler)
         self.view = RingView([])
         self.view.update(MODEL)
         self.set_states()
@@ -57,6 +72,19 @@ class ScriptedRing:
         self._news.set()
         if self.script is not None and isinstance(message, Generate):
             asyncio.get_running_loop().call_soon(self.script, message)
+
+    def _take_in_scheduler(self, message: Any) -> None:
+        """The scheduler answers at once, but for a flush of the cache, which is the test's to answer."""
+        _, message = decode(encode(message, epoch=1))
+        self.asked.append(message)
+        self._news.set()
+        if isinstance(message, Inspect):
+            self.report(message.rid, {"sequences": self.reports.get(message.request_id, [])})
+
+    def report(self, rid: int, body: dict[str, Any]) -> None:
+        """An answer of the scheduler, a moment later."""
+        _, message = decode(encode(Report(rid, body), epoch=1))
+        asyncio.get_running_loop().call_soon(self.engine.on_answer, message)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until a condition holds that a message of the gateway makes true."""
@@ -118,8 +146,11 @@ class ScriptedRing:
 
 
 def head(rid: int, prompt_tokens: int = 5, cached_tokens: int = 2) -> Head:
-    return Head(rid, Output(), prompt_tokens, cached_tokens, 1, 2, 3, 4)
+    """Received, tokenized, queued and scheduled after 1, 2, 3 and 4 ms."""
+    return Head(rid, Output(), prompt_tokens, cached_tokens, 1 * MS, 2 * MS, 3 * MS, 4 * MS)
 
 
 def tail(rid: int, completion_tokens: int, reason: int = STOP, **fields: Any) -> Tail:
-    return Tail(rid, reason, completion_tokens, first_token_ns=5, finished_ns=6, **fields)
+    """The first token came after 6 ms, the last one after 8 ms."""
+    times = {"first_token_ns": 6 * MS, "finished_ns": 8 * MS, "started_ns": 4 * MS + 250_000, "execution_ns": 3 * MS}
+    return Tail(rid, reason, completion_tokens, **({"first_step": 7, "batch_size": 2.5} | times | fields))

@@ -71,6 +71,7 @@ async def test_every_event_of_a_stream(
     assert role == common | {"choices": [role_choice], "usage": None}
     assert text == common | {"choices": [open_choice | {"delta": {"content": "Ä\n"}}], "usage": None}
     assert end == common | {"choices": [end_choice], "usage": None}
+    assert {type(usage.pop(name)) for name in ("timings", "metrics")} == {dict}
     assert usage == common | {
         "choices": [],
         "usage": {
@@ -258,7 +259,7 @@ async def test_parameters_reach_the_ring(
         "cache_salt": "tenant",
         "continue_final_message": True,
         "user": "me",
-        "metadata": {"a": 1},
+        "metadata": {"a": "1"},
         "store": True,
         "service_tier": "auto",
         "safety_identifier": "s",

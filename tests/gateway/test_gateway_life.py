@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,6 +15,7 @@ import sys
 import tempfile
 from array import array
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,9 +32,11 @@ from ipc.messages import (
     Drain,
     Drained,
     Fatal,
+    FlushCache,
     Generate,
     Loading,
     Ready,
+    Report,
     RingState,
     Shutdown,
     Submit,
@@ -40,7 +45,7 @@ from ipc.messages import (
 from ipc.process import EXIT_FATAL, FatalError, Process
 from ipc.sockets import AsyncInbox, Inbox, Outbox
 from tests.gateway.answers import events_in, next_event
-from tests.gateway.scripted_ring import MODEL, NAMES, PATIENCE_S, head, tail
+from tests.gateway.scripted_ring import CONFIG, MODEL, NAMES, PATIENCE_S, head, tail
 
 TEXT = "/v1/completions"
 Message = TypeVar("Message")
@@ -79,12 +84,12 @@ class Neighbour:
 class World:
     """A gateway's process, with the test in the place of all others."""
 
-    def __init__(self, run_dir: str, max_body_mib: int = 1) -> None:
-        config = GatewayConfig(host="127.0.0.1", port=0, served_model_name=[], max_body_mib=max_body_mib)
+    def __init__(self, run_dir: str, config: GatewayConfig = CONFIG) -> None:
         self.process = Process("gateway", RingConfig(run_dir, epoch=3, log_level="info"), config)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.supervisor = Neighbour(self._context, run_dir, "supervisor")
         self.tokenizer = Neighbour(self._context, run_dir, "tokenizer")
+        self.scheduler = Neighbour(self._context, run_dir, "scheduler")
         self._gateway = Outbox(self._context, run_dir, "gateway", epoch=3)
         self.running = asyncio.create_task(Gateway(self.process).run())
 
@@ -105,7 +110,7 @@ class World:
         async with asyncio.timeout(PATIENCE_S):
             await self.running
         self.process.close()
-        for part in (self.supervisor, self.tokenizer, self._gateway):
+        for part in (self.supervisor, self.tokenizer, self.scheduler, self._gateway):
             part.close()
         self._context.term()
 
@@ -174,6 +179,15 @@ async def test_a_request_round_the_ring(world: World, http: aiohttp.ClientSessio
     world.bring(generate.rid, "b", ends=True)
     response = await asking
     assert (await response.json())["choices"][0]["text"] == "ab"
+
+
+@pytest.mark.asyncio
+async def test_a_question_to_the_scheduler_and_back(world: World, http: aiohttp.ClientSession) -> None:
+    asking = asyncio.create_task(http.post("/flush_cache"))
+    question = await world.scheduler.next(FlushCache)
+    world.send(Report(question.rid, {"blocks": 3}))
+    response = await asking
+    assert (response.status, await response.json()) == (200, {"blocks": 3})
 
 
 @pytest.mark.asyncio
@@ -251,9 +265,18 @@ async def test_shutdown_closes_the_port_and_ends_what_is_in_flight(run_dir: str)
 
 
 @pytest.mark.asyncio
-async def test_a_body_limit_beyond_a_message_is_fatal(run_dir: str) -> None:
-    world = World(run_dir, max_body_mib=49)
-    with pytest.raises(FatalError, match="--max-body-mib is 49"):
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (replace(CONFIG, max_body_mib=49), "--max-body-mib is 49"),
+        (replace(CONFIG, request_timeout=1e12), "--request-timeout is 1e+12 s, but it may be 604800 s at most"),
+        (replace(CONFIG, request_timeout=math.nan), "--request-timeout is nan s"),
+    ],
+    ids=["body", "timeout", "nan"],
+)
+async def test_a_limit_beyond_a_message_is_fatal(run_dir: str, config: GatewayConfig, message: str) -> None:
+    world = World(run_dir, config)
+    with pytest.raises(FatalError, match=f"^{re.escape(message)}"):
         await world.running
     world.running = asyncio.create_task(asyncio.sleep(0))
     await world.close()
@@ -264,7 +287,7 @@ class ChildGateway:
 
     def __init__(self, run_dir: str, port: int) -> None:
         ring = {"run_dir": run_dir, "epoch": 3, "log_level": "warning"}
-        config = {"host": "127.0.0.1", "port": port, "served_model_name": [], "max_body_mib": 1}
+        config = asdict(replace(CONFIG, port=port))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "gateway"], stdin=subprocess.PIPE, cwd=Path(__file__).parents[2]
         )

@@ -14,7 +14,7 @@ from gateway.app import build_app
 from gateway.ring import RingView
 from gateway.server import Port
 from ipc.messages import Beat, Detokenize, Generate, Loading, LookUp, Refusal, RingState, Tokenize
-from tests.gateway.scripted_ring import MODEL, NAMES, ScriptedRing
+from tests.gateway.scripted_ring import CONFIG, MODEL, NAMES, ScriptedRing
 
 REFUSED = Refusal(400, "invalid_request_error", "the chat template refuses them", "messages")
 
@@ -61,7 +61,7 @@ async def test_served_names(ring: ScriptedRing) -> None:
     view = RingView(["org/model", "alias"])
     view.update(MODEL)
     view.update(RingState(dict.fromkeys(NAMES, "ready")))
-    port = Port(build_app(ring.engine, view, 1 << 20))
+    port = Port(build_app(ring.engine, view, CONFIG))
     url = await port.open("127.0.0.1", 0)
     ring.script = lambda generate: ring.answer(generate, ["x"])
     async with aiohttp.ClientSession(url) as http:
@@ -89,8 +89,8 @@ async def test_tokenize(ring: ScriptedRing, http: aiohttp.ClientSession) -> None
         question = await ring.next(Tokenize)
         assert (question.text, question.add_special_tokens) == (text, special)
         assert (question.chat is None) == (text is not None)
-        ring.engine.on_look_up(LookUp(question.rid + 1, "", array("i"), None))  # somebody else's
-        ring.engine.on_look_up(LookUp(question.rid, "", array("i", [4, 5]), None))
+        ring.engine.on_answer(LookUp(question.rid + 1, "", array("i"), None))  # somebody else's
+        ring.engine.on_answer(LookUp(question.rid, "", array("i", [4, 5]), None))
         response = await asking
         assert await response.json() == {"count": 2, "max_model_len": 1000, "tokens": [4, 5]}
     assert ring.engine.in_flight()["look_ups"] == 0
@@ -102,7 +102,7 @@ async def test_detokenize(ring: ScriptedRing, http: aiohttp.ClientSession) -> No
         asking = asyncio.create_task(http.post("/detokenize", json={"tokens": tokens}))
         question = await ring.next(Detokenize)
         assert question.token_ids.tolist() == tokens
-        ring.engine.on_look_up(LookUp(question.rid, "hi", array("i"), None))
+        ring.engine.on_answer(LookUp(question.rid, "hi", array("i"), None))
         response = await asking
         assert await response.json() == {"prompt": "hi"}
 
@@ -111,7 +111,7 @@ async def test_detokenize(ring: ScriptedRing, http: aiohttp.ClientSession) -> No
 async def test_look_ups_that_are_refused(ring: ScriptedRing, http: aiohttp.ClientSession) -> None:
     asking = asyncio.create_task(http.post("/tokenize", json={"messages": [{"role": "user", "content": "hi"}]}))
     question = await ring.next(Tokenize)
-    ring.engine.on_look_up(LookUp(question.rid, "", array("i"), REFUSED))
+    ring.engine.on_answer(LookUp(question.rid, "", array("i"), REFUSED))
     response = await asking
     assert response.status == 400
     assert (await response.json())["error"]["param"] == "messages"
@@ -143,19 +143,48 @@ async def test_bad_look_ups(ring: ScriptedRing, http: aiohttp.ClientSession) -> 
 
 @pytest.mark.asyncio
 async def test_loads(ring: ScriptedRing, http: aiohttp.ClientSession) -> None:
-    ring.view.update(Beat("scheduler", 7, {"running": 1}))
-    ring.view.update(Beat("scheduler", 9, {"running": 2}))
+    stats = {"waiting_prefill": 4, "running_decode": 9, "ready_decode": 3, "running": 12, "steps_in_flight": 2}
+    ring.view.update(Beat("scheduler", 7, {"running": 1, "lanes": 4}))
+    ring.view.update(Beat("scheduler", 9, stats | {"lanes": 4}))
     waiting = asyncio.create_task(http.post("/v1/completions", json={"prompt": "x", "n": 3}))
     generate = await ring.next(Generate)
     async with http.get("/v1/loads") as response:
         answer = await response.json()
     assert answer["processes"]["scheduler"].pop("age_s") >= 0
     assert answer == {
-        "processes": {"scheduler": {"progress": 9, "running": 2}},
+        "prefill_queue_len": 4,
+        "decode_queue_len": 3,
+        "running_queue_len": 12,
+        "inflight_requests": 1,
+        "inflight_batches": 2,
+        "busy_lanes": 2,
+        "idle_lanes": 2,
+        "processes": {"scheduler": {"progress": 9, "lanes": 4} | stats},
         "in_flight": {"requests": 1, "sequences": 3, "look_ups": 0},
     }
     ring.answer(generate, ["x"])
     (await waiting).release()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("stats", "expected"),
+    [
+        (None, (0, 0, 0)),  # no life sign yet
+        ({}, (0, 0, 0)),  # it is still starting
+        ({"steps_in_flight": 2, "lanes": 1}, (2, 1, 0)),  # one runs, the other waits for it
+        ({"steps_in_flight": 0, "lanes": 1}, (0, 0, 1)),
+    ],
+)
+async def test_lanes(
+    ring: ScriptedRing, http: aiohttp.ClientSession, stats: dict[str, int] | None, expected: tuple[int, int, int]
+) -> None:
+    if stats is not None:
+        ring.view.update(Beat("scheduler", 1, stats))
+    async with http.get("/v1/loads") as response:
+        answer = await response.json()
+    assert (answer["inflight_batches"], answer["busy_lanes"], answer["idle_lanes"]) == expected
+    assert (answer["prefill_queue_len"], answer["decode_queue_len"], answer["running_queue_len"]) == (0, 0, 0)
 
 
 @pytest.mark.asyncio

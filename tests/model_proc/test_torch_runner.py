@@ -105,7 +105,7 @@ def test_cache_on_equals_off(model: Model, batched: list[list[int]]) -> None:
     outcomes, scheduler = generate(
         model.runner, model.ready, extended, [GREEDY] * 4, max_num_seqs=1, max_num_batched_tokens=len(prefix) + 20
     )
-    assert scheduler.prefix_hits > 0
+    assert scheduler.residents.prefix_hits > 0
     assert [outcome.token_ids for outcome in outcomes] == model.greedy(extended, enable_prefix_caching=False)
 
 
@@ -118,7 +118,7 @@ def test_preempted_equals_not(model: Model, batched: list[list[int]]) -> None:
     outcomes, scheduler = generate(
         model.runner, model.ready, model.prompts, [GREEDY] * len(PROMPTS), num_blocks=-(-needed // 16) + 2
     )
-    assert scheduler.preemptions > 0
+    assert scheduler.planner.preemptions > 0
     assert [outcome.token_ids for outcome in outcomes] == batched
 
 
@@ -138,7 +138,7 @@ def test_a_seeded_request_is_the_same_alone_and_in_any_batch(model: Model) -> No
     preempted, scheduler = generate(
         model.runner, model.ready, prompts, kinds, num_blocks=6, enable_prefix_caching=False
     )
-    assert scheduler.preemptions > 0
+    assert scheduler.planner.preemptions > 0
     assert _tokens(preempted) == together
 
 
@@ -176,7 +176,7 @@ def test_a_failing_forward_fails_that_step_alone(model: Model, monkeypatch: pyte
     failed = [outcome for outcome in outcomes if outcome.refusal is not None]
     assert 1 <= len(failed) < 3
     assert all(outcome.refusal is not None and outcome.refusal.status == 500 for outcome in failed)
-    assert scheduler.pool.num_in_use == 0
+    assert scheduler.residents.pool.num_in_use == 0
 
 
 def _tokens(outcomes: list[Outcome]) -> list[list[int]]:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from ipc.codec import Ids
-from ipc.config import SchedulerConfig
-from ipc.messages import ABORT, ERROR, LENGTH, STOP, RunnerReady
+from ipc.config import SchedulerConfig, section
+from ipc.messages import ABORT, ERROR, LENGTH, STOP, TIMEOUT, RunnerReady
+from ipc.options import POLICIES, complete
 from scheduler_proc.scheduler import Scheduler
 from tests.scheduler_proc.fake_runner import EOS, Client, FakeRunner, generate, submit
 
@@ -29,10 +30,32 @@ class SchedulerMachine(RuleBasedStateMachine):
         depth=st.integers(1, 3),
         chunked=st.booleans(),
         caching=st.booleans(),
+        policy=st.sampled_from(POLICIES),
+        aging=st.sampled_from([0.0, 2e-8]),
+        order=st.sampled_from(["mixed", "decode-first", "prefill-first"]),
+        step_seqs=st.integers(0, 4),
+        long=st.sampled_from([0, 3, 6]),
+        partials=st.integers(0, 2),
+        long_partials=st.integers(0, 2),
+        delay=st.integers(0, 3),
     )
-    def start(self, num_blocks: int, max_num_seqs: int, budget: int, depth: int, chunked: bool, caching: bool) -> None:
+    def start(
+        self, num_blocks: int, max_num_seqs: int, budget: int, depth: int, chunked: bool, caching: bool,
+        policy: str = "fcfs", aging: float = 10.0, order: str = "mixed", step_seqs: int = 0, long: int = 0,
+        partials: int = 0, long_partials: int = 0, delay: int = 0,
+    ) -> None:  # fmt: skip
         ready = RunnerReady(num_blocks, 4, 64, max_num_seqs, Ids("i", [EOS]))
-        self.scheduler = Scheduler(ready, SchedulerConfig(budget, chunked, caching, depth, 64))
+        options = complete(
+            {
+                "max_num_batched_tokens": budget, "enable_chunked_prefill": chunked, "enable_prefix_caching": caching,
+                "pipeline_depth": depth, "max_num_queued_reqs": 64, "scheduling_policy": policy,
+                "scheduling_aging": aging, "prefill_order": order, "max_num_step_seqs": step_seqs,
+                "prefill_delay_steps": delay, "enable_log_requests": True,
+            }
+            | ({"long_prefill_token_threshold": long, "max_num_partial_prefills": partials} if chunked else {})
+            | ({"max_long_partial_prefills": long_partials} if chunked and long else {})
+        )  # fmt: skip
+        self.scheduler = Scheduler(ready, section(SchedulerConfig, options))
         self.runner = FakeRunner(ready)
         self.client = Client()
         self.depth = depth
@@ -49,14 +72,27 @@ class SchedulerMachine(RuleBasedStateMachine):
         n=st.integers(1, 3),
         ignore_eos=st.booleans(),
         salt=st.sampled_from(["", "other"]),
+        priority=st.integers(-1, 1),
+        tenant=st.sampled_from(["", "a", "b"]),
+        timeout=st.sampled_from([0, 0, 0, 30]),
     )
-    def send(self, prefix: int, rest: list[int], max_tokens: int, n: int, ignore_eos: bool, salt: str) -> int:
+    def send(
+        self, prefix: int, rest: list[int], max_tokens: int, n: int, ignore_eos: bool, salt: str,
+        priority: int = 0, tenant: str = "", timeout: int = 0,
+    ) -> int:  # fmt: skip
         prompt = [5] * prefix + rest
         rid, self.next_rid = self.next_rid, self.next_rid + n
         for choice in range(n):
             self.expected[rid + choice] = generate(prompt, max_tokens, ignore_eos)
-        self.scheduler.submit(submit(rid, prompt, max_tokens, n, salt, ignore_eos=ignore_eos), self.now)
+        message = submit(rid, prompt, max_tokens, n, salt, ignore_eos=ignore_eos)
+        message.priority, message.tenant = priority, tenant
+        message.deadline_ns = self.now + timeout if timeout else 0
+        self.scheduler.submit(message, self.now)
         return rid
+
+    @rule()
+    def expire(self) -> None:
+        self.scheduler.expire(self.now)
 
     @rule(rid=rids, choice=st.integers(0, 2))
     def abort(self, rid: int, choice: int) -> None:
@@ -64,10 +100,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(rid=rids, choice=st.integers(0, 2))
     def stop_hit(self, rid: int, choice: int) -> None:
-        self.scheduler.stop_hit([rid + choice], self.now)
-        self.client.take(self.scheduler.outgoing)
-        if rid + choice in self.expected and rid + choice not in self.client.reason:
+        if rid + choice in self.client.output and rid + choice not in self.client.reason:
             self.stopped.add(rid + choice)
+        self.scheduler.stop_hit([rid + choice], self.now)
 
     @rule()
     def plan(self) -> None:
@@ -96,14 +131,14 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule()
     def flush_cache(self) -> None:
-        self.scheduler.pool.flush()
+        self.scheduler.flush_cache()
 
     @invariant()
     def blocks_add_up(self) -> None:
         if hasattr(self, "scheduler"):
             self.now += 1
             self.client.take(self.scheduler.outgoing)
-            self.scheduler.pool.check()
+            self.scheduler.residents.pool.check()
 
     @invariant()
     def tokens_are_right(self) -> None:
@@ -120,18 +155,19 @@ class SchedulerMachine(RuleBasedStateMachine):
                 break
             self.run_step()
         self.client.take(self.scheduler.outgoing)
-        self.scheduler.pool.check()
-        assert self.scheduler.pool.num_in_use == 0
+        self.scheduler.residents.pool.check()
+        assert self.scheduler.residents.pool.num_in_use == 0
         stats = self.scheduler.stats()
         assert (stats["waiting"], stats["running"], stats["sequences"], stats["steps_in_flight"]) == (0, 0, 0, 0)
-        assert set(self.client.reason) | self.stopped == set(self.expected)
-        assert not set(self.client.reason) & self.stopped
+        assert set(self.client.reason) == set(self.expected)
         for rid, reason in self.client.reason.items():
-            if reason in (STOP, LENGTH):
+            if rid in self.stopped:
+                assert reason == STOP
+            elif reason in (STOP, LENGTH):
                 assert self.client.output[rid] == self.expected[rid]
                 assert reason == LENGTH or self.expected[rid][-1] == EOS, "only an end of sequence stops"
             else:
-                assert reason in (ABORT, ERROR)
+                assert reason in (ABORT, ERROR, TIMEOUT)
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase
@@ -168,5 +204,5 @@ def test_a_thousand_random_events_in_one_life(seed: int) -> None:
         rng.choices(events, weights)[0][1]()
         machine.blocks_add_up()
         machine.tokens_are_right()
-    assert machine.scheduler.preemptions > 10
+    assert machine.scheduler.planner.preemptions > 10
     machine.teardown()

@@ -37,7 +37,7 @@ def generate(
 ) -> Generate:
     prompt_ids = None if ids is None else Ids("i", ids)
     output = Output(stop=["x"], include_stop=True)
-    return Generate(8, "name", 3, text, prompt_ids, chat, Sampling(**sampling), output, 2, "salt", 1000)
+    return Generate(8, "name", 3, text, prompt_ids, chat, Sampling(**sampling), output, 2, "salt", 1000, "who", 5000)
 
 
 def submitted(preparer: Preparer, request: Generate) -> Submit:
@@ -67,6 +67,7 @@ class TestPrompts:
         assert (answer.rid, answer.request_id, answer.n) == (8, "name", 3)
         assert (answer.sampling, answer.output) == (request.sampling, request.output)
         assert (answer.priority, answer.cache_salt, answer.received_ns) == (2, "salt", 1000)
+        assert (answer.tenant, answer.deadline_ns) == ("who", 5000)
         assert answer.tokenized_ns > 0
         assert answer.refusal is None
 

@@ -1,0 +1,100 @@
+"""The endpoints that ask the scheduler: GET /v1/requests/{id} and /flush_cache."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from aiohttp import web
+
+from gateway.engine import Engine
+from gateway.errors import SHOWN_NAME_CHARS, ApiError, shorten
+from gateway.json_response import json_response
+from gateway.ring import RingView
+from gateway.streams import Sequence, Stream
+from gateway.timings import NS_PER_MS, span_ms
+from ipc.codec import Map
+
+PREFIXES = ("chatcmpl-", "cmpl-")  # what answers put before a request's id
+
+
+class Inspection:
+    """The handlers."""
+
+    def __init__(self, engine: Engine, ring: RingView) -> None:
+        self._engine = engine
+        self._ring = ring
+
+    async def request(self, request: web.Request) -> web.Response:
+        """Where a request is: of those in flight any, of those that have ended the last few hundred.
+
+        Of several that are called the same it is the newest. Raises ApiError 404 and 503.
+        """
+        self._ring.need("scheduler")
+        given = request.match_info["id"]
+        for name in dict.fromkeys((given, *(given.removeprefix(prefix) for prefix in PREFIXES))):
+            stream = self._engine.find(name)
+            reported = await self._engine.inspect(name)
+            if stream is not None or reported:
+                model = self._ring.name_for(None) if stream is None else stream.job.model
+                return json_response(describe(name, model, stream, reported, time.monotonic_ns(), time.time()))
+        shown = shorten(given, SHOWN_NAME_CHARS)
+        raise ApiError(404, f"no request is called {shown!r}; those that ended are remembered for a while only")
+
+    async def flush_cache(self, request: web.Request) -> web.Response:
+        """Forget every cached prefix; how many KV blocks that made free. Raises ApiError 503."""
+        self._ring.need("scheduler")
+        return json_response({"blocks": await self._engine.flush_cache()})
+
+
+def describe(
+    request_id: str, model: str, stream: Stream | None, reported: list[Map], now_ns: int, now_s: float
+) -> dict[str, Any]:
+    """What is known of a request: by this gateway, if `stream` is given, and by the scheduler, which `reported`.
+
+    `now_ns` is monotonic, `now_s` is the time of day. One of `stream` and `reported` has something in it.
+    """
+    received_ns = max(item["received_ns"] for item in reported) if stream is None else stream.job.received_ns
+    found = {item["rid"]: item for item in reported if item["received_ns"] == received_ns}
+    held = {} if stream is None else dict(zip(stream.rids, stream.sequences, strict=True))
+    places = _places(found) if stream is None else {rid: divmod(held[rid].index, stream.job.n) for rid in held}
+    age_ns = now_ns - received_ns
+    return {
+        "id": request_id,
+        "object": "request",
+        "created": int(now_s - age_ns / 1e9),
+        "model": model,
+        "age_ms": round(age_ns / NS_PER_MS, 3),
+        "stream": stream and stream.job.stream,
+        "metadata": stream and stream.job.metadata,
+        "unsent_bytes": stream and stream.unsent_bytes,
+        "sequences": [
+            {"prompt": prompt, "choice": choice, "rid": rid} | _progress(found.get(rid), held.get(rid))
+            for rid, (prompt, choice) in places.items()
+        ],
+    }
+
+
+def _places(found: dict[int, Map]) -> dict[int, tuple[int, int]]:
+    """The prompt and the choice that each rid stands for. A request's prompts have rising rids, n each."""
+    first_of = {rid: rid - found[rid]["choice"] for rid in sorted(found)}
+    prompts = {first: prompt for prompt, first in enumerate(dict.fromkeys(first_of.values()))}
+    return {rid: (prompts[first], rid - first) for rid, first in first_of.items()}
+
+
+def _progress(item: Map | None, sequence: Sequence | None) -> dict[str, Any]:
+    """How far a sequence is, its moments as milliseconds since its request was received."""
+    shown: dict[str, Any] = {}
+    if item is None:
+        # The scheduler has not got it yet; or has forgotten it, while others of its request go on.
+        has_ended = sequence is not None and sequence.tail is not None
+        shown["state"] = "finished" if has_ended else "tokenizing"
+    else:
+        for name, value in item.items():
+            if name.endswith("_ns"):
+                shown[name.removesuffix("_ns") + "_ms"] = span_ms(item["received_ns"], value)
+            else:
+                shown[name] = value
+        del shown["received_ms"], shown["rid"], shown["choice"]
+    shown["sent_tokens"] = sequence and sequence.num_taken
+    return shown
