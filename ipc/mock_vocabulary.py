@@ -1,7 +1,8 @@
 """The vocabulary of `--model mock`: no files, so that the ring runs without weights.
 
-Ids 1 to 71 are the words of a fixed answer; the last one ends it. Every other id stands for four bytes of UTF-8, so a
-prompt has max(1, bytes // 4) tokens, and equal ids mean equal text as far as the prefix cache is concerned.
+Ids 1 to 71 are the words of a fixed answer; the last one ends it. Id 0 has no text: it is what a prefill samples where
+words come with decodes only. Every id from 256 on stands for four bytes of UTF-8, so a prompt has max(1, bytes // 4)
+tokens, and equal ids mean equal text as far as the prefix cache is concerned.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ _ANSWER = (
     "leaves at the end is what was meant at the start."
 )
 WORDS = tuple(word + " " for word in _ANSWER.split())
+SILENT_ID = 0
 EOS_ID = len(WORDS)
 MAX_MODEL_LEN = 32768
 VOCAB_SIZE = 2**31 - 1
@@ -24,8 +26,8 @@ _FIRST_BYTES_ID = 256
 
 
 def answer_id(position: int) -> int:
-    """The id of the word at a position of the output; the answer repeats when it is not ended."""
-    return 1 + position % len(WORDS)
+    """The id of the word at a position of the answer, which repeats when it is not ended; before it, SILENT_ID."""
+    return 1 + position % len(WORDS) if position >= 0 else SILENT_ID
 
 
 def encode(text: str) -> Ids:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import time
 from collections import deque
+from collections.abc import Callable
+from typing import Any
 
 from ipc.messages import Loading, Plan, RunnerReady
 from ipc.process import FatalError, Process
@@ -14,7 +16,10 @@ from model_proc.files.model_files import ModelFilesError
 from model_proc.mock import MockRunner, describe_mock
 from model_proc.runner import Runner
 
-POLL_S = 20e-6
+POLL_NS = 20_000  # how often a step is looked at that does not say when it will be done
+NAP_NS = 100_000  # and how long a plan may lie unread in the last millisecond of one that does
+SLACK_NS = 50_000  # how late Linux wakes a sleeper: the rest of the way to the end of a step is not slept
+MILLISECOND_NS = 1_000_000
 
 
 def serve(process: Process) -> None:
@@ -26,23 +31,44 @@ def serve(process: Process) -> None:
         check_capacity(ready)
     except ModelFilesError as error:
         raise FatalError(str(error)) from error
-    scheduler = process.peer("scheduler")
-    scheduler.send(ready)
+    process.peer("scheduler").send(ready)
     gc.enable()
     process.ready()
+    execute(process, runner)
+
+
+def execute(
+    process: Process,
+    runner: Runner,
+    clock: Callable[[], int] = time.monotonic_ns,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Launch plans as they come and send each result when its step is done, until shutdown."""
+    scheduler = process.peer("scheduler")
     plans: deque[Plan] = deque()
     while process.running:
-        busy = bool(plans) or runner.in_flight > 0
-        plans.extend(message for message in process.receive(0 if busy else None) if type(message) is Plan)
+        if not plans:
+            messages = wait(process, runner, clock, sleep)
+            plans.extend(message for message in messages if type(message) is Plan)
         if plans:
             runner.launch(plans.popleft())
             process.progress += 1
-        if runner.in_flight and runner.is_done():
+        while runner.in_flight and runner.is_done():
             scheduler.send(runner.collect())
             process.progress += 1
-        elif runner.in_flight and not plans:
-            # The device works. The next plan may arrive before it is done, so look out for both.
-            time.sleep(POLL_S)
+
+
+def wait(process: Process, runner: Runner, clock: Callable[[], int], sleep: Callable[[float], None]) -> list[Any]:
+    """Messages that have arrived. Waits for one as long as no step is due: for ever when none is in flight."""
+    if not runner.in_flight:
+        return process.receive()
+    due = runner.next_done_ns
+    left = POLL_NS if due is None else max(0, due - SLACK_NS - clock())
+    # The inbox waits in whole milliseconds.
+    messages = process.receive(left // MILLISECOND_NS / 1000)
+    if not messages and 0 < left < MILLISECOND_NS:
+        sleep(min(left, NAP_NS) / 1e9)
+    return messages
 
 
 def check_capacity(ready: RunnerReady) -> None:

@@ -8,7 +8,11 @@ from ipc.messages import Plan, Result, RunnerReady
 
 
 class Runner(Protocol):
-    """Executes plans strictly in order. `launch` may return before the step has run; `collect` gives its result."""
+    """Begins plans strictly in order. `launch` may return before the step has run; `collect` gives its result.
+
+    With one lane (`RunnerReady.lanes`) steps also end in order. With more, "the next step" below is the one of those
+    in flight that ends first.
+    """
 
     def load(self) -> RunnerReady:
         """Load what it takes to run, and say what there is to schedule."""
@@ -23,10 +27,15 @@ class Runner(Protocol):
         """Steps that were launched and not collected."""
         ...
 
+    @property
+    def next_done_ns(self) -> int | None:
+        """When the next step will be done, on the monotonic clock. None: there is none, or only `is_done` can tell."""
+        ...
+
     def is_done(self) -> bool:
-        """Whether the oldest step in flight has finished, so that `collect` would not wait."""
+        """Whether the next step is done, so that `collect` would not wait."""
         ...
 
     def collect(self) -> Result:
-        """The result of the oldest step in flight; waits for it."""
+        """The result of the next step. A runner that cannot tell when that is done waits for it here."""
         ...

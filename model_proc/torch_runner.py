@@ -108,6 +108,10 @@ class TorchRunner:
     def in_flight(self) -> int:
         return len(self._in_flight)
 
+    @property
+    def next_done_ns(self) -> None:
+        return None  # it is not known beforehand
+
     def is_done(self) -> bool:
         return True
 

@@ -206,3 +206,16 @@ def test_sampling_plays_no_part_in_the_order() -> None:
     sjf.push(Sequence(short, 0, 0, 0))
     sjf.push(sequence(1, 6))
     assert orders(sjf) == [0, 1]
+
+
+def test_the_example_of_the_documentation_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != ""])
+    text = (Path(__file__).parents[2] / "docs" / "scheduling.md").read_text()
+    (tmp_path / "documented.py").write_text(text.split("```python\n")[1].split("```")[0])
+    edf = policy("documented:Edf")
+    for order, deadline_ns in enumerate([0, 30, 10, 0, 20]):
+        item = sequence(order)
+        item.deadline_ns = deadline_ns
+        edf.push(item)
+    assert orders(edf) == [2, 4, 1, 0, 3]
