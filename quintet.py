@@ -268,6 +268,7 @@ class LLM:
                 stop=[params.stop] if isinstance(params.stop, str) else list(params.stop),
                 include_stop=params.include_stop_str_in_output,
                 skip_special_tokens=params.skip_special_tokens,
+                whole=True,
             ),
             priority=0,
             cache_salt="",

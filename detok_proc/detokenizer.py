@@ -53,7 +53,7 @@ class Detokenizer:
             touched.pop(tail.rid, None)
             self._close(tail, out)
         for rid, sequence in touched.items():
-            if sequence.text:
+            if sequence.text and not sequence.whole:
                 out.add_row(rid, sequence)
         # The scheduler has ended the others itself, with this message.
         out.stopped = [rid for rid in out.stopped if rid in self._endings]
@@ -62,7 +62,7 @@ class Detokenizer:
     def _open(self, head: Head, out: Outgoing) -> None:
         output = head.output
         decoder = self._vocabulary.new_decoder(output.skip_special_tokens)
-        sequence = self._sequences[head.rid] = Sequence(decoder, output.include_stop)
+        sequence = self._sequences[head.rid] = Sequence(decoder, output.include_stop, output.whole)
         try:
             if output.stop:
                 sequence.stops = StopMatcher(output.stop, output.include_stop)

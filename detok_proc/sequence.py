@@ -16,6 +16,7 @@ class Sequence:
 
     decoder: Decoder
     include_stop: bool
+    whole: bool = False  # nothing is sent before the end
     stops: StopMatcher | None = None
     num_tokens: int = 0
     text: str = ""  # can be shown, and was not sent yet

@@ -20,6 +20,11 @@ class RingConfig:
 class GatewayConfig:
     host: str
     port: int
+    api_key: list[str]
+    api_key_file: str
+    allowed_origins: list[str]
+    ssl_certfile: str
+    ssl_keyfile: str
     served_model_name: list[str]
     max_body_mib: int
     request_timeout: float

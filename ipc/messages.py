@@ -87,6 +87,7 @@ class Output:
     stop: Strs = field(default_factory=list)  # stop strings
     include_stop: bool = False  # keep the stop string in the text
     skip_special_tokens: bool = True
+    whole: bool = False  # nobody reads along: the text is sent once, at the end
 
 
 @record

@@ -10,6 +10,7 @@ import argparse
 import difflib
 import json
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,16 @@ def power_of_two(value: int) -> str | None:
     return None if value > 0 and value & (value - 1) == 0 else "must be a power of two"
 
 
+def no_empty_key(values: list[str]) -> str | None:
+    return None if all(values) else "a key is empty"
+
+
+def origins(values: list[str]) -> str | None:
+    """Origins as browsers send them: scheme, host and port, nothing behind."""
+    wrong = [value for value in values if value != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s?#]+", value)]
+    return f"{wrong[0]!r} is no origin such as https://example.org" if wrong else None
+
+
 POLICIES = ("fcfs", "priority", "sjf", "lpm", "fair")
 
 
@@ -91,7 +102,7 @@ OPTIONS: dict[str, list[Option]] = {
             "mock_profile",
             str,
             "instant",
-            "how long the steps of --model mock take: instant, seed, linear, or a .toml file",
+            "how long the steps of --model mock take: instant, seed, linear, gpu, or a .toml file",
         ),
         Option(
             "mock_lanes", int, 1, "steps that --model mock works on at the same time; 1 is a GPU", check=at_least(1)
@@ -100,6 +111,19 @@ OPTIONS: dict[str, list[Option]] = {
     "Server": [
         Option("host", str, "127.0.0.1", "address to listen on"),
         Option("port", int, 8000, "port to listen on", check=between(0, 65535)),
+        Option(
+            "api_key",
+            list,
+            [],
+            "keys that clients may show, for all routes but /health, /ready and /metrics; repeatable",
+            check=no_empty_key,
+        ),
+        Option("api_key_file", str, "", "file with more keys, one a line"),
+        Option(
+            "allowed_origins", list, [], "web origins whose pages may call this server (CORS); * is all", check=origins
+        ),
+        Option("ssl_certfile", str, "", "certificate of this server, in PEM: with it and its key, HTTPS is spoken"),
+        Option("ssl_keyfile", str, "", "private key of that certificate, in PEM"),
         Option("max_body_mib", int, 32, "largest request body, MiB", check=between(1, 48)),
         Option(
             "shutdown_timeout", float, 30.0, "seconds that running requests get to finish at SIGTERM", check=at_least(0)
@@ -174,8 +198,8 @@ OPTIONS: dict[str, list[Option]] = {
             "prefill_order",
             str,
             "mixed",
-            "what takes the token budget first: decodes, prefills, or whoever is more important",
-            choices=("decode-first", "prefill-first", "mixed"),
+            "who is asked first: decodes, prefills, whoever is more important, or prefills in separate steps",
+            choices=("decode-first", "prefill-first", "mixed", "separate"),
         ),
         Option(
             "max_num_step_seqs",
@@ -265,6 +289,8 @@ def _check_together(values: Mapping[str, Any]) -> None:
                 raise OptionError(f"--{name.replace('_', '-')}: needs --enable-chunked-prefill, which is off")
     if values["max_long_partial_prefills"] and not values["long_prefill_token_threshold"]:
         raise OptionError("--max-long-partial-prefills: needs --long-prefill-token-threshold, which says what is long")
+    if bool(values["ssl_certfile"]) != bool(values["ssl_keyfile"]):
+        raise OptionError("--ssl-certfile and --ssl-keyfile: both are needed for HTTPS, or neither")
     if values["model"] != "mock":
         for name, neutral in (("mock_profile", "instant"), ("mock_lanes", 1)):
             if values[name] != neutral:
@@ -275,7 +301,7 @@ def _checked(option: Option, value: Any) -> Any:
     if option.kind is list:
         value = [value] if isinstance(value, str) else value
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise OptionError(f"{option.flag}: expected a list of words, got {value!r}")
+            raise OptionError(f"{option.flag}: expected a list of words")  # unseen: they may be keys
     elif option.kind is float and type(value) is int:
         value = float(value)
     elif type(value) is not option.kind:
@@ -284,7 +310,7 @@ def _checked(option: Option, value: Any) -> Any:
         raise OptionError(f"{option.flag}: {value!r} is none of {', '.join(option.choices)}")
     wrong = option.check(value) if option.check else None
     if wrong:
-        raise OptionError(f"{option.flag}: {wrong}, got {value!r}")
+        raise OptionError(f"{option.flag}: {wrong}" + ("" if option.kind is list else f", got {value!r}"))
     return value
 
 
@@ -379,7 +405,7 @@ def _add(group: Any, option: Option) -> None:
         return
     shown = f" (default: {option.default})" if option.default not in ("", []) else ""
     kind = str if option.kind is list else option.kind
-    many = {"nargs": "+"} if option.kind is list else {}
+    many = {"nargs": "+", "action": "extend"} if option.kind is list else {}
     group.add_argument(
         option.flag,
         *option.aliases,

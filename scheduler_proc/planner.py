@@ -1,7 +1,8 @@
 """Plans one step: who gets how many tokens of the budget.
 
 `--prefill-order` says who is asked first: `mixed` goes by importance alone, the running ones and then the new ones;
-`decode-first` and `prefill-first` split the running ones by what they want. The rules for prefills (see `_chunk`) and
+`decode-first` and `prefill-first` split the running ones by what they want; `separate` gives prefills steps of their
+own. The rules for prefills (see `_chunk`) and
 for memory (see `_make_room` and `_admit`) hold in every order.
 """
 
@@ -63,11 +64,12 @@ class Planner:
         else:
             decodes = [sequence for sequence in running if sequence.num_tokens - sequence.num_planned <= 1]
             prefills = [sequence for sequence in running if sequence.num_tokens - sequence.num_planned > 1]
-            if self._config.prefill_order == "decode-first":
+            order = self._config.prefill_order
+            if order == "decode-first":
                 self._go_on(step, decodes, now)
             self._go_on(step, prefills, now)
             self._admit(step, now)
-            if self._config.prefill_order == "prefill-first":
+            if order == "prefill-first" or (order == "separate" and not step.others):
                 self._go_on(step, decodes, now)
         if not step.decodes and not step.others:
             return None

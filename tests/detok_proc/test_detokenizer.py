@@ -358,3 +358,14 @@ def test_every_token_is_accounted_for_once(
     assert [token_id for text in texts for token_id in text.token_ids] == ids[: tails[0].completion_tokens]
     assert all(len(text.rids) <= 1 for text in texts)
     assert detokenizer.stats()["sequences"] == 0
+
+
+def test_a_sequence_that_nobody_reads_along_is_sent_once_at_its_end(detokenizer: Detokenizer) -> None:
+    first = only_text(detokenizer, step([head(7, whole=True, stop=["D"])], [(7, 0x41)]))
+    assert (len(first.heads), first.rids) == (1, [])
+    assert not detokenizer.handle(step((), [(7, 0x42)])).texts
+    stopped = detokenizer.handle(step((), [(7, 0x43), (7, 0x44)]))
+    assert (stopped.stopped, dict(stopped.texts)) == ([7], {})
+    last = only_text(detokenizer, step((), (), [tail(7, STOP, 4)]))
+    assert (last.rids, last.texts, last.num_tokens) == ([7], ["ABC"], [4])
+    assert last.tails[0].stop_string == "D"

@@ -84,6 +84,7 @@ def test_mixed_goes_by_importance_alone() -> None:
         ("mixed", {0: 1, 1: 31}),
         ("decode-first", {0: 1, 1: 31}),
         ("prefill-first", {1: 32}),
+        ("separate", {1: 32}),
     ],
 )
 def test_the_order_of_phases_says_who_takes_the_budget(order: str, expected: dict[int, int]) -> None:
@@ -95,6 +96,8 @@ def test_the_order_of_phases_says_who_takes_the_budget(order: str, expected: dic
     if order == "prefill-first":
         assert bench.step() == {1: 32}
         assert bench.step() == {1: 26, 0: 1}
+    if order == "separate":
+        assert [bench.step() for _ in range(3)] == [{1: 32}, {1: 26}, {0: 1, 1: 1}]
 
 
 def test_decode_first_serves_a_less_important_decode_before_a_prefill() -> None:

@@ -32,7 +32,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         caching=st.booleans(),
         policy=st.sampled_from(POLICIES),
         aging=st.sampled_from([0.0, 2e-8]),
-        order=st.sampled_from(["mixed", "decode-first", "prefill-first"]),
+        order=st.sampled_from(["mixed", "decode-first", "prefill-first", "separate"]),
         step_seqs=st.integers(0, 4),
         long=st.sampled_from([0, 3, 6]),
         partials=st.integers(0, 2),
