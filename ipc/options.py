@@ -53,6 +53,10 @@ def power_of_two(value: int) -> str | None:
     return None if value > 0 and value & (value - 1) == 0 else "must be a power of two"
 
 
+def positive_numbers(values: list[str]) -> str | None:
+    return None if all(value.isdecimal() and int(value) > 0 for value in values) else "must be numbers above 0"
+
+
 OPTIONS: dict[str, list[Option]] = {
     "Model": [
         Option(
@@ -74,6 +78,30 @@ OPTIONS: dict[str, list[Option]] = {
             "longest prompt and output together, in tokens; 0 is the model's own limit",
             aliases=("--context-length",),
             check=at_least(0),
+        ),
+        Option("load_format", str, "auto", "the checkpoint's weights, or random ones", choices=("auto", "dummy")),
+        Option(
+            "model_impl",
+            str,
+            "auto",
+            "our own decoder or transformers; auto takes our own where it knows the model",
+            choices=("auto", "native", "transformers"),
+        ),
+        Option(
+            "attention_backend",
+            str,
+            "auto",
+            "how attention is computed; auto is triton on a GPU",
+            choices=("auto", "torch", "triton"),
+        ),
+        Option("enforce_eager", bool, False, "no CUDA graphs: every kernel is launched on its own"),
+        Option(
+            "cudagraph_capture_sizes",
+            list,
+            [],
+            "numbers of decoding sequences that get a CUDA graph; others are padded to the next one",
+            aliases=("--cuda-graph-bs",),
+            check=positive_numbers,
         ),
         Option("chat_template", str, "", "file with a Jinja chat template, instead of the model's own"),
         Option("num_threads", int, 0, "CPU threads of the model process; 0 chooses", check=at_least(0)),

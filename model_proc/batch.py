@@ -34,6 +34,8 @@ class StepInputs:
     sample_rows: NDArray[np.int64]  # [S] index among the T tokens of each sampling sequence's last token
     sample_slots: NDArray[np.int64]  # [S]
     sample_positions: NDArray[np.int64]  # [S] position of the token to be sampled
+    table_places: NDArray[np.int64]  # [N] where the block tables changed: slot * blocks_per_sequence + index
+    table_blocks: NDArray[np.int64]  # [N] the ids that are there now
 
 
 class Batch:
@@ -51,7 +53,9 @@ class Batch:
         self.num_computed = np.zeros(max_num_seqs, dtype=np.int64)
         self.output_start = np.zeros(max_num_seqs, dtype=np.int64)
         self.sampling: list[Sampling | None] = [None] * max_num_seqs
-        self.last_token = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
+        # The last entry belongs to nobody: rows that only fill up a CUDA graph read and write it.
+        self.last_token = torch.zeros(max_num_seqs + 1, dtype=torch.int64, device=device)
+        self._changes: list[tuple[int, list[int]]] = []  # of the block tables since the last step: place, ids
 
     def drop(self, slot: int) -> None:
         """The slot's sequence is gone. A slot that is empty already is none the worse."""
@@ -71,6 +75,7 @@ class Batch:
         start = self.num_blocks[slot]
         self.block_table[slot, start : start + len(blocks)] = blocks
         self.num_blocks[slot] = start + len(blocks)
+        self._changes.append((slot * self.block_table.shape[1] + int(start), blocks))
 
     def advance(self, plan: Plan) -> StepInputs:
         """Let a plan's admissions, drops and tokens take effect, and give the step's inputs."""
@@ -97,6 +102,9 @@ class Batch:
         sample_slots = slots[samples]
         sample_positions = self.length[sample_slots]
         self.length[sample_slots] += 1
+        changes, self._changes = self._changes, []
+        counts = np.array([len(blocks) for _, blocks in changes], dtype=np.int64)
+        first = np.array([place for place, _ in changes], dtype=np.int64) - (np.cumsum(counts) - counts)
         return StepInputs(
             token_ids=self.token_ids[token_slots, positions].astype(np.int64),
             from_device=positions >= self.num_known[token_slots],
@@ -109,4 +117,6 @@ class Batch:
             sample_rows=ends[samples] - 1,
             sample_slots=sample_slots,
             sample_positions=sample_positions,
+            table_places=np.repeat(first, counts) + np.arange(counts.sum()),
+            table_blocks=np.array([block for _, blocks in changes for block in blocks], dtype=np.int64),
         )

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ipc.messages import Admit, Sampling
 from model_proc.random_numbers import uniform
+from model_proc.staging import download
 
 # Truncation first looks at this many most likely tokens; only a flatter distribution is sorted whole.
 NUM_CANDIDATES = 256
@@ -32,9 +33,18 @@ class Sampled:
     logprob_ids: Tensor | None  # [S, 1 + K] the chosen token, then the K most likely ones
     logprob_values: Tensor | None  # [S, 1 + K] natural logarithms
 
+    def to_host(self) -> Sampled:
+        """The same on the host, once an event recorded after this call has happened."""
+        columns = (self.token_ids, self.finite, self.logprob_ids, self.logprob_values)
+        return Sampled(*(None if column is None else download(column) for column in columns))  # type: ignore[arg-type]
+
 
 class Sampler:
-    """Samples tokens; keeps the token counts that penalties need, one row a slot."""
+    """Samples tokens; keeps the token counts that penalties need, one row a slot.
+
+    Rows that draw plainly (greedy, or by temperature alone) need none of this file's work on the logits; `is_plain`,
+    `temperatures` and `uniform_numbers` are what a kernel needs for them.
+    """
 
     def __init__(self, max_num_seqs: int, vocab_size: int, eos_token_ids: list[int], device: torch.device) -> None:
         self._device = device
@@ -42,9 +52,26 @@ class Sampler:
         self._eos_token_ids = eos_token_ids
         self._in_prompt = torch.zeros(self._shape, dtype=torch.bool, device=device)  # [slots, vocabulary]
         self._in_output = torch.zeros(self._shape, dtype=torch.int32, device=device)  # how often
+        self.temperatures = np.zeros(max_num_seqs, dtype=np.float32)
+        self._seeds = np.zeros(max_num_seqs, dtype=np.int64)
+        self._plain = np.zeros(max_num_seqs, dtype=np.bool_)
+
+    def is_plain(self, slots: NDArray[np.int64]) -> bool:
+        """Whether none of these slots wants more than a greedy choice or a draw by temperature."""
+        return bool(self._plain[slots].all())
+
+    def uniform_numbers(self, slots: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The random numbers that the tokens at these positions are drawn with."""
+        return uniform(self._seeds[slots], positions)
 
     def admit(self, admit: Admit) -> None:
-        """Count the tokens of a sequence that wants penalties."""
+        """Note how a sequence samples, and count the tokens of one that wants penalties."""
+        slot, params = admit.slot, admit.sampling
+        self.temperatures[slot] = params.temperature
+        self._seeds[slot] = params.seed
+        self._plain[slot] = not (
+            params.logprobs >= 0 or params.bias_ids or params.min_tokens or _truncates(params) or _has_penalties(params)
+        )
         if not _has_penalties(admit.sampling):
             return
         ids = torch.frombuffer(bytearray(admit.token_ids.tobytes()), dtype=torch.int32).long()

@@ -158,7 +158,7 @@ def _hub_folder(model_id: str, progress: Progress) -> Path:
     if cached is not None:
         try:
             read_config(cached)
-            _weight_files(cached)
+            weight_files(cached)
             return cached
         except ModelFilesError as error:
             log.info("the cached copy of %s is incomplete: %s", model_id, error)
@@ -167,12 +167,12 @@ def _hub_folder(model_id: str, progress: Progress) -> Path:
 
 def _from_folder(folder: Path, name: str, cache_dir: Path, progress: Progress) -> LocalModel:
     read_config(folder)
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         check_safetensors(path)
     return LocalModel(folder, _tokenizer_folder(folder, cache_dir, progress), name)
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that `transformers` will load: one, or those that the index names."""
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if whole.is_file():

@@ -1,0 +1,239 @@
+"""Attention of sequences that compute one token each, over the paged cache (Triton).
+
+The work of one sequence and KV head goes to several programs, each with a range of the cached tokens (flash-decoding,
+Dao et al., 2023). All query heads of the KV head are the rows of one small matrix, so every key and value is read once.
+The program that finishes last joins the parts, so no second launch is needed. The kernel is bound by the memory that
+keys and values come from.
+
+On the way in, it applies the HeadTransform (norm, rotation) to its query heads, and the program that has the newest
+token transforms that token's key too and writes both rows to the cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from model_proc.attention.paged import AttentionParams, HeadTransform
+from model_proc.kernels.launching import INTERPRETED, next_power_of_two
+
+BLOCK_N = 64  # cached tokens that a program looks at together
+MIN_SPLIT = 64  # fewer cached tokens are not worth a program
+PROGRAMS_PER_SM = 4
+
+
+@triton.jit
+def _heads(
+    pointer, stride, weight, table, position, eps, dims, DIM: tl.constexpr,
+    HAS_NORM: tl.constexpr, HAS_ROPE: tl.constexpr, rows, row_mask,
+):  # fmt: skip
+    """Heads [rows, dims] from memory in float32, normed and rotated."""
+    mask = row_mask[:, None] & (dims < DIM)[None, :]
+    x = tl.load(pointer + rows[:, None] * stride + dims[None, :], mask=mask, other=0.0).to(tl.float32)
+    if HAS_NORM:
+        scale = tl.rsqrt(tl.sum(x * x, axis=1) / DIM + eps)
+        x = x * scale[:, None] * tl.load(weight + dims, mask=dims < DIM, other=0.0).to(tl.float32)[None, :]
+    if HAS_ROPE:
+        half: tl.constexpr = DIM // 2
+        partner = tl.where(dims < half, dims + half, dims - half)
+        y = tl.load(pointer + rows[:, None] * stride + partner[None, :], mask=mask, other=0.0).to(tl.float32)
+        if HAS_NORM:
+            y = y * scale[:, None] * tl.load(weight + partner, mask=dims < DIM, other=0.0).to(tl.float32)[None, :]
+        angle = tl.where(dims < half, dims, dims - half)
+        cos = tl.load(table + position * DIM + angle, mask=dims < DIM, other=0.0)
+        sin = tl.load(table + position * DIM + half + angle, mask=dims < DIM, other=0.0)
+        x = x * cos[None, :] + tl.where(dims < half, -y, y) * sin[None, :]
+    return x
+
+
+@triton.jit
+def _decode(
+    query, key, value, out,  # [T, heads, dim], a row's heads side by side
+    key_cache, value_cache,  # [rows, kv_heads, dim]
+    tables,  # [slots, blocks] int32
+    token_rows, slots, contexts,  # [B] int32; a context of 0 is padding
+    q_norm, k_norm, rope,
+    part_out,  # [B, kv_heads, splits, M, dim] float32
+    part_stats,  # [B, kv_heads, splits, 2, M] float32: maximum, sum
+    arrivals,  # [B, kv_heads] int32, zero between launches
+    scale, softcap, eps,
+    query_stride, key_stride, value_stride, out_stride, table_stride,
+    GROUP: tl.constexpr, M: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, MIN_SPLIT: tl.constexpr, WINDOW: tl.constexpr,
+    HAS_NORM: tl.constexpr, HAS_ROPE: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    index, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    num_kv_heads, num_splits = tl.num_programs(1), tl.num_programs(2)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    context = tl.load(contexts + index)
+    row = tl.load(token_rows + index).to(tl.int64)
+    slot = tl.load(slots + index).to(tl.int64)
+    newest = context - 1
+    first = 0
+    if WINDOW > 0:
+        first = tl.maximum(0, context - WINDOW)
+    per_split = tl.maximum(MIN_SPLIT, tl.cdiv(tl.cdiv(newest - first, num_splits), BLOCK_N) * BLOCK_N)
+    active = tl.maximum(1, tl.cdiv(newest - first, per_split))
+    if (context == 0) | (split >= active):
+        return
+    begin = first + split * per_split
+    end = tl.minimum(begin + per_split, newest)
+
+    dims = tl.arange(0, DIM_PAD)
+    members = tl.arange(0, M)
+    is_dim = dims < DIM
+    heads = query + row * query_stride + kv_head * GROUP * DIM
+    q = _heads(heads, DIM, q_norm, rope, newest, eps, dims, DIM, HAS_NORM, HAS_ROPE, members, members < GROUP)
+    q = (q * scale).to(key_cache.dtype.element_ty)
+    best = tl.full([M], float("-inf"), tl.float32)
+    total = tl.zeros([M], tl.float32)
+    acc = tl.zeros([M, DIM_PAD], tl.float32)
+    offsets = tl.arange(0, BLOCK_N)
+    for start in range(begin, end, BLOCK_N):
+        positions = start + offsets
+        seen = positions < end
+        blocks = tl.load(tables + slot * table_stride + positions // BLOCK_SIZE, mask=seen, other=0).to(tl.int64)
+        cached = ((blocks * BLOCK_SIZE + positions % BLOCK_SIZE) * num_kv_heads + kv_head) * DIM
+        places = cached[:, None] + dims[None, :]
+        mask = seen[:, None] & is_dim[None, :]
+        k = tl.load(key_cache + places, mask=mask, other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        if HAS_SOFTCAP:
+            scores = softcap * (2 * tl.sigmoid(2 * scores / softcap) - 1)
+        scores = tl.where(seen[None, :], scores, float("-inf"))
+        new_best = tl.maximum(best, tl.max(scores, axis=1))
+        weights = tl.exp(scores - new_best[:, None])
+        correction = tl.exp(best - new_best)
+        v = tl.load(value_cache + places, mask=mask, other=0.0)
+        acc = acc * correction[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+        total = total * correction + tl.sum(weights, axis=1)
+        best = new_best
+    if split == active - 1:
+        # The newest token is not read from the cache: this program is the one that writes it there.
+        one = tl.arange(0, 1)
+        heads = key + row * key_stride + kv_head * DIM
+        k_new = _heads(heads, DIM, k_norm, rope, newest, eps, dims, DIM, HAS_NORM, HAS_ROPE, one, one < 1)
+        k_new = tl.sum(k_new, axis=0).to(key_cache.dtype.element_ty)
+        v_new = tl.load(value + row * value_stride + kv_head * DIM + dims, mask=is_dim, other=0.0)
+        block = tl.load(tables + slot * table_stride + newest // BLOCK_SIZE).to(tl.int64)
+        place = ((block * BLOCK_SIZE + newest % BLOCK_SIZE) * num_kv_heads + kv_head) * DIM + dims
+        tl.store(key_cache + place, k_new, mask=is_dim)
+        tl.store(value_cache + place, v_new, mask=is_dim)
+        score = tl.sum(q.to(tl.float32) * k_new.to(tl.float32)[None, :], axis=1)
+        if HAS_SOFTCAP:
+            score = softcap * (2 * tl.sigmoid(2 * score / softcap) - 1)
+        new_best = tl.maximum(best, score)
+        correction = tl.exp(best - new_best)
+        weight = tl.exp(score - new_best)
+        acc = acc * correction[:, None] + weight[:, None] * v_new.to(tl.float32)[None, :]
+        total = total * correction + weight
+        best = new_best
+
+    out_places = out + row * out_stride + (kv_head * GROUP + members[:, None]) * DIM + dims[None, :]
+    out_mask = (members < GROUP)[:, None] & is_dim[None, :]
+    if active == 1:
+        tl.store(out_places, (acc / total[:, None]).to(out.dtype.element_ty), mask=out_mask)
+        return
+    pair = index * num_kv_heads + kv_head
+    part = (pair * num_splits + split).to(tl.int64)
+    in_part = members[:, None] * DIM_PAD + dims[None, :]
+    tl.store(part_out + part * M * DIM_PAD + in_part, acc)
+    tl.store(part_stats + part * 2 * M + members, best)
+    tl.store(part_stats + part * 2 * M + M + members, total)
+    # Every thread's stores must be done before one thread says that this part is there.
+    tl.debug_barrier()
+    arrived = tl.atomic_add(arrivals + pair, 1, sem="acq_rel")
+    if arrived == active - 1:
+        tl.store(arrivals + pair, 0)
+        best = tl.full([M], float("-inf"), tl.float32)
+        total = tl.zeros([M], tl.float32)
+        acc = tl.zeros([M, DIM_PAD], tl.float32)
+        for other in range(0, active):
+            part = (pair * num_splits + other).to(tl.int64)
+            # Written by other multiprocessors in this very launch: past the first-level cache.
+            part_best = tl.load(part_stats + part * 2 * M + members, cache_modifier=".cg")
+            part_total = tl.load(part_stats + part * 2 * M + M + members, cache_modifier=".cg")
+            part_acc = tl.load(part_out + part * M * DIM_PAD + in_part, cache_modifier=".cg")
+            new_best = tl.maximum(best, part_best)
+            correction = tl.exp(best - new_best)
+            part_correction = tl.exp(part_best - new_best)
+            acc = acc * correction[:, None] + part_acc * part_correction[:, None]
+            total = total * correction + part_total * part_correction
+            best = new_best
+        tl.store(out_places, (acc / total[:, None]).to(out.dtype.element_ty), mask=out_mask)
+
+
+@dataclass(slots=True)
+class DecodeRows:
+    """Which tokens of a step decode; all int32 on the device, [B]."""
+
+    token_rows: Tensor  # index among the step's tokens
+    slots: Tensor  # row of the block table
+    contexts: Tensor  # tokens of the sequence, the computed one included; 0 is padding
+
+
+class DecodeScratch:
+    """What the parts of one decode launch are kept in until they are joined; one for all layers."""
+
+    def __init__(self, device: torch.device, num_sms: int) -> None:
+        self._device = device
+        self._num_sms = num_sms
+        self._parts: dict[tuple[int, int, int, int, int], tuple[Tensor, Tensor, Tensor]] = {}
+
+    def splits(self, batch: int, kv_heads: int) -> int:
+        """Into how many parts the longest sequences are cut, so that the whole device has work."""
+        return max(1, min(64, triton.cdiv(self._num_sms * PROGRAMS_PER_SM, batch * kv_heads)))
+
+    def parts(self, batch: int, kv_heads: int, splits: int, m: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Outputs, statistics and arrival counters of a launch of this shape. Kept: CUDA graphs hold on to them."""
+        key = (batch, kv_heads, splits, m, dim)
+        if key not in self._parts:
+            out = torch.empty(batch * kv_heads * splits * m * dim, dtype=torch.float32, device=self._device)
+            stats = torch.empty(batch * kv_heads * splits * 2 * m, dtype=torch.float32, device=self._device)
+            self._parts[key] = out, stats, torch.zeros(batch * kv_heads, dtype=torch.int32, device=self._device)
+        return self._parts[key]
+
+
+def decode_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    tables: Tensor,
+    block_size: int,
+    rows: DecodeRows,
+    params: AttentionParams,
+    transform: HeadTransform | None,
+    scratch: DecodeScratch,
+    pdl: bool = False,
+) -> None:
+    """Attend for `rows`; writes their rows of `out` and of the cache.
+
+    query, out [T, heads, dim]; key, value [T, kv_heads, dim]; caches [rows, kv_heads, dim]; heads and dims contiguous.
+    """
+    batch, kv_heads, dim = len(rows.slots), key.shape[1], key.shape[2]
+    group = query.shape[1] // kv_heads
+    m, dim_pad = max(16, next_power_of_two(group)), next_power_of_two(dim)
+    splits = scratch.splits(batch, kv_heads)
+    part_out, part_stats, arrivals = scratch.parts(batch, kv_heads, splits, m, dim_pad)
+    q_norm = k_norm = rope = None
+    eps = 0.0
+    if transform is not None:
+        q_norm, k_norm, rope, eps = transform.q_norm, transform.k_norm, transform.rope, transform.eps
+    options = {} if INTERPRETED else {"launch_pdl": pdl}
+    _decode[batch, kv_heads, splits](
+        query, key, value, out, key_cache, value_cache, tables, rows.token_rows, rows.slots, rows.contexts,
+        q_norm, k_norm, rope, part_out, part_stats, arrivals, params.scale, params.softcap or 0.0, eps,
+        query.stride(0), key.stride(0), value.stride(0), out.stride(0), tables.stride(0),
+        GROUP=group, M=m, DIM=dim, DIM_PAD=dim_pad, BLOCK_SIZE=block_size, BLOCK_N=BLOCK_N, MIN_SPLIT=MIN_SPLIT,
+        WINDOW=params.sliding_window or 0, HAS_NORM=q_norm is not None, HAS_ROPE=rope is not None,
+        HAS_SOFTCAP=bool(params.softcap), PDL=pdl and not INTERPRETED, num_warps=4, num_stages=3, **options,
+    )  # fmt: skip

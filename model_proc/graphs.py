@@ -1,0 +1,131 @@
+"""CUDA graphs of decode steps: a step of up to so many sequences is one launch for its forward pass, one for sampling.
+
+A graph reads its inputs from where they were when it was captured. All sizes share one input buffer, filled by a single
+copy a step; rows that a step does not need belong to no slot and do nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model_proc.attention.decode_kernel import DecodeRows
+from model_proc.attention.paged import KVCache
+from model_proc.attention.triton_paged import TritonAttention, TritonAttentionStep
+from model_proc.batch import Batch, StepInputs
+from model_proc.kernels.sampling_kernels import resolve_tokens, sample_plain
+from model_proc.models.open import Model
+
+TOKEN_IDS, SLOTS, POSITIONS, CONTEXTS, TEMPERATURES, NUMBERS = range(6)
+"""Rows of the input buffer: int32, the last two holding float32 bits. A token id of -1 is what the slot sampled."""
+
+
+@dataclass(slots=True)
+class Captured:
+    """The graphs of one size, and where their results are."""
+
+    forward: torch.cuda.CUDAGraph
+    sample: torch.cuda.CUDAGraph
+    logits: Tensor  # [size, vocabulary]
+    token_ids: Tensor  # [size]
+    finite: Tensor  # [size]
+
+
+def capture_sizes(wanted: list[int], max_num_seqs: int) -> list[int]:
+    """The sizes that get a graph, rising: the wanted ones, or a ladder that wastes little at any number."""
+    ladder = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, max_num_seqs, 64), max_num_seqs]
+    return sorted({min(size, max_num_seqs) for size in wanted or ladder})
+
+
+class DecodeGraphs:
+    """The captured sizes of one model."""
+
+    def __init__(
+        self, model: Model, attention: TritonAttention, cache: KVCache, batch: Batch, sizes: list[int]
+    ) -> None:
+        self._model = model
+        self._attention = attention
+        self._cache = cache
+        self._last_token = batch.last_token
+        self._sizes = sizes
+        self._nobody = len(batch.last_token) - 1
+        device = batch.last_token.device
+        self._inputs = torch.zeros((6, sizes[-1]), dtype=torch.int32, device=device)
+        self._rows = torch.arange(sizes[-1], dtype=torch.int32, device=device)
+        self._captured: dict[int, Captured] = {}
+        self._fill(np.zeros((6, 0), dtype=np.int32), sizes[-1])
+
+    def capture(self, progress: Callable[[int, int], None]) -> None:
+        """Capture every size; the largest first, so that the smaller ones find its memory."""
+        pool = torch.cuda.graph_pool_handle()
+        for done, size in enumerate(reversed(self._sizes)):
+            progress(done, len(self._sizes))
+            self._sample(self._forward(size), size)  # compiles and tunes what is not compiled yet
+            torch.cuda.synchronize()
+            forward, sample = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+            with torch.cuda.graph(forward, pool=pool):
+                logits = self._forward(size)
+            with torch.cuda.graph(sample, pool=pool):
+                token_ids, finite = self._sample(logits, size)
+            self._captured[size] = Captured(forward, sample, logits, token_ids, finite)
+        progress(len(self._sizes), len(self._sizes))
+
+    def size_for(self, inputs: StepInputs) -> int | None:
+        """The graph that computes this step; None when it is no plain decode step, or too large."""
+        count = len(inputs.slots)
+        if len(inputs.token_ids) != count or len(inputs.sample_slots) != count or count > self._sizes[-1]:
+            return None
+        return next(size for size in self._sizes if size >= count)
+
+    def forward(
+        self, size: int, inputs: StepInputs, temperatures: NDArray[np.float32], numbers: NDArray[np.float32]
+    ) -> Tensor:
+        """Run the step's forward pass -> its logits [S, vocabulary], good until the next call.
+
+        temperatures and numbers are what `sample` is going to draw with, [S].
+        """
+        self._attention.update_tables(inputs)
+        rows = np.empty((6, len(inputs.slots)), dtype=np.int32)
+        rows[TOKEN_IDS] = np.where(inputs.from_device, -1, inputs.token_ids)
+        rows[SLOTS] = inputs.slots
+        rows[POSITIONS] = inputs.positions
+        rows[CONTEXTS] = inputs.context_lens
+        rows[TEMPERATURES] = temperatures.view(np.int32)
+        rows[NUMBERS] = numbers.view(np.int32)
+        self._fill(rows, size)
+        captured = self._captured[size]
+        captured.forward.replay()
+        return captured.logits[: rows.shape[1]]
+
+    def sample(self, size: int, count: int) -> tuple[Tensor, Tensor]:
+        """Sample from the logits of the last forward pass -> token ids and whether they are finite, [count] each."""
+        captured = self._captured[size]
+        captured.sample.replay()
+        return captured.token_ids[:count], captured.finite[:count]
+
+    def _fill(self, rows: NDArray[np.int32], size: int) -> None:
+        """Put a step's rows into the input buffer, and nobody's behind them."""
+        count = rows.shape[1]
+        pinned = torch.empty(self._inputs.shape, dtype=torch.int32, pin_memory=self._inputs.is_cuda)
+        filled = pinned.numpy()
+        filled[:, :count] = rows
+        filled[:, count:size] = 0
+        filled[SLOTS, count:size] = self._nobody
+        self._inputs.copy_(pinned, non_blocking=True)
+
+    def _forward(self, size: int) -> Tensor:
+        inputs = self._inputs[:, :size]
+        rows = DecodeRows(self._rows[:size], inputs[SLOTS], inputs[CONTEXTS])
+        step = TritonAttentionStep(self._attention, self._cache, rows, None)
+        token_ids = resolve_tokens(inputs[TOKEN_IDS], inputs[SLOTS], self._last_token)
+        return self._model.forward(token_ids, inputs[POSITIONS], None, step)
+
+    def _sample(self, logits: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        inputs = self._inputs[:, :size]
+        temperatures, numbers = inputs[TEMPERATURES].view(torch.float32), inputs[NUMBERS].view(torch.float32)
+        return sample_plain(logits, temperatures, numbers, inputs[SLOTS], self._last_token)
