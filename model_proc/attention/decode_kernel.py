@@ -21,7 +21,6 @@ from torch import Tensor
 from model_proc.attention.paged import AttentionParams, HeadTransform
 from model_proc.kernels.launching import INTERPRETED, next_power_of_two
 
-BLOCK_N = 64  # cached tokens that a program looks at together
 MIN_SPLIT = 64  # fewer cached tokens are not worth a program
 PROGRAMS_PER_SM = 4
 
@@ -233,7 +232,7 @@ def decode_attention(
         query, key, value, out, key_cache, value_cache, tables, rows.token_rows, rows.slots, rows.contexts,
         q_norm, k_norm, rope, part_out, part_stats, arrivals, params.scale, params.softcap or 0.0, eps,
         query.stride(0), key.stride(0), value.stride(0), out.stride(0), tables.stride(0),
-        GROUP=group, M=m, DIM=dim, DIM_PAD=dim_pad, BLOCK_SIZE=block_size, BLOCK_N=BLOCK_N, MIN_SPLIT=MIN_SPLIT,
+        GROUP=group, M=m, DIM=dim, DIM_PAD=dim_pad, BLOCK_SIZE=block_size, BLOCK_N=64 if dim_pad * key.dtype.itemsize <= 512 else 32, MIN_SPLIT=MIN_SPLIT,
         WINDOW=params.sliding_window or 0, HAS_NORM=q_norm is not None, HAS_ROPE=rope is not None,
         HAS_SOFTCAP=bool(params.softcap), PDL=pdl and not INTERPRETED, num_warps=4, num_stages=3, **options,
     )  # fmt: skip

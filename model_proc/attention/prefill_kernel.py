@@ -18,7 +18,6 @@ from model_proc.attention.paged import AttentionParams, HeadTransform
 from model_proc.kernels.launching import next_power_of_two
 
 BLOCK_M = 128  # queries of one program
-BLOCK_N = 64  # keys that it looks at together
 
 
 @triton.jit
@@ -204,11 +203,20 @@ def prefill_attention(
 ) -> None:  # fmt: skip
     """Attend for the chunks of `rows`, whose keys are in the cache already; writes their rows of `out`."""
     kv_heads, dim = key_cache.shape[1:]
+    dim_pad = next_power_of_two(dim)
+    block_n, num_stages = _keys_at_once(dim_pad * key_cache.dtype.itemsize)
     _prefill[len(rows.tile_sequences), query.shape[1]](
         query, out, key_cache, value_cache, tables, rows.tile_sequences, rows.tile_starts, rows.first_rows, rows.slots,
         rows.query_lens, rows.contexts, params.scale, params.softcap or 0.0, query.stride(0), out.stride(0),
         tables.stride(0),
-        GROUP=query.shape[1] // kv_heads, DIM=dim, DIM_PAD=next_power_of_two(dim), BLOCK_SIZE=block_size,
-        BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, WINDOW=params.sliding_window or 0, HAS_SOFTCAP=bool(params.softcap),
-        num_warps=8, num_stages=3,
+        GROUP=query.shape[1] // kv_heads, DIM=dim, DIM_PAD=dim_pad, BLOCK_SIZE=block_size,
+        BLOCK_M=BLOCK_M, BLOCK_N=block_n, WINDOW=params.sliding_window or 0, HAS_SOFTCAP=bool(params.softcap),
+        num_warps=8, num_stages=num_stages,
     )  # fmt: skip
+
+
+def _keys_at_once(row_bytes: int) -> tuple[int, int]:
+    """How many keys a program looks at together, and how many such pieces are on their way: what shared memory holds."""
+    if row_bytes <= 256:
+        return 128, 3
+    return (64, 3) if row_bytes <= 512 else (32, 2)

@@ -53,16 +53,20 @@ def _pick(
         weights = tl.where(highest == float("-inf"), 0.0, weights * tl.exp((highest - best) / temperature))
         ends = tl.cumsum(weights, axis=0)
         total = tl.max(ends, axis=0)
-        # Rounding must not let the target reach a total, behind which there is no token.
-        target = tl.minimum(tl.load(numbers + row) * total, total * 0.9999999)
-        piece = tl.sum((ends <= target).to(tl.int32), axis=0)
-        before = tl.max(tl.where(pieces < piece, ends, 0.0), axis=0)
+        # The sums of a parallel scan need not rise, nor the target stay below the last of them: what is chosen is the
+        # first entry with any weight behind whose end the target does not lie, else the last one with any weight.
+        target = tl.load(numbers + row) * total
+        last = tl.max(tl.where(weights > 0, pieces, 0), axis=0)
+        piece = tl.minimum(last, tl.min(tl.where((ends > target) & (weights > 0), pieces, PIECES_PAD), axis=0))
+        before = tl.sum(tl.where(pieces == piece, ends - weights, 0.0), axis=0)
         columns = piece * PIECE + tl.arange(0, PIECE)
         mask = columns < vocab_size
         x = tl.load(logits + row.to(tl.int64) * vocab_size + columns, mask=mask, other=float("-inf")).to(tl.float32)
-        within = tl.cumsum(tl.exp((x - best) / temperature), axis=0)
-        rest = tl.minimum(target - before, tl.max(within, axis=0) * 0.9999999)
-        token = piece * PIECE + tl.sum((within <= rest).to(tl.int32), axis=0)
+        weights = tl.exp((x - best) / temperature)
+        ends = tl.cumsum(weights, axis=0)
+        last = tl.max(tl.where(weights > 0, columns, 0), axis=0)
+        hit = tl.min(tl.where((ends > target - before) & (weights > 0), columns, vocab_size), axis=0)
+        token = tl.minimum(last, hit)
     token = tl.where(is_finite, token, 0).to(tl.int64)
     tl.store(tokens + row, token)
     tl.store(finite + row, is_finite)
