@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+ALIGNMENT = 4  # elements; Triton compiles a kernel anew for every combination of pointers that 16 bytes divide
 NUMPY_DTYPES = {torch.int32: np.int32, torch.int64: np.int64}
 
 
@@ -23,10 +24,15 @@ def upload(
     """The arrays as tensors on the device, in one copy that the host does not wait for."""
     if device.type == "cpu":
         return [torch.from_numpy(array.astype(NUMPY_DTYPES[dtype])) for array in arrays]
-    sizes = [len(array) for array in arrays]
-    pinned = torch.empty(sum(sizes), dtype=dtype, pin_memory=True)
-    np.concatenate(arrays, out=pinned.numpy(), casting="same_kind")
-    return list(pinned.to(device, non_blocking=True).split(sizes))
+    starts = [0]
+    for array in arrays:
+        starts.append(starts[-1] + -(-len(array) // ALIGNMENT) * ALIGNMENT)
+    pinned = torch.empty(starts[-1], dtype=dtype, pin_memory=True)
+    filled = pinned.numpy()
+    for start, array in zip(starts, arrays, strict=False):
+        filled[start : start + len(array)] = array
+    uploaded = pinned.to(device, non_blocking=True)
+    return [uploaded[start : start + len(array)] for start, array in zip(starts, arrays, strict=False)]
 
 
 def download(tensor: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ipc.codec import Ids
 from ipc.config import ModelConfig
-from ipc.messages import Logprobs, ModelFiles, Plan, Result, RunnerReady, Sampling
+from ipc.messages import Admit, Logprobs, ModelFiles, Plan, Result, RunnerReady, Sampling
 from ipc.process import FatalError
 from model_proc.attention.paged import AttentionBackend, KVCache, LayerShape
 from model_proc.attention.torch_sdpa import TorchAttention
@@ -26,6 +26,7 @@ from model_proc.batch import Batch, StepInputs
 from model_proc.files.checkpoint import generation_defaults
 from model_proc.files.model_files import Progress
 from model_proc.kernels.ops import Ops, TorchOps
+from model_proc.models.decoder import Decoder
 from model_proc.models.open import Model, native_settings, open_decoder, open_transformers
 from model_proc.sampler import Sampled, Sampler
 from model_proc.staging import upload
@@ -85,6 +86,8 @@ class TorchRunner:
             self._attention = self._open_attention(uses_triton, layers)
             if is_native and uses_triton and self._device.type == "cuda" and not config.enforce_eager:
                 self._graphs = self._capture()
+        if uses_triton and self._device.type == "cuda":
+            self._warm_up(num_blocks)
         log.info(
             "%s on %s as %s, %s, %d threads, KV cache of %d tokens",
             files.name, self._device, str(self._dtype).removeprefix("torch."),
@@ -254,7 +257,17 @@ class TorchRunner:
             )
         from model_proc.attention.triton_paged import TritonAttention
 
-        return TritonAttention(self._batch, self._device, _has_dependent_launch(self._device))
+        attention = TritonAttention(self._batch, self._device, _has_dependent_launch(self._device))
+        if isinstance(self._model, Decoder) and self._model.attends_plainly:
+            from model_proc.attention.dense_prefill import make_plans
+
+            settings, budget = self._model.settings, self._config.max_num_batched_tokens
+            self._loading("plan prefills", 0, 0)
+            attention.uses_dense = make_plans(
+                settings.num_heads, layers[0], settings.attention_scale, self._files.max_model_len, budget, self._dtype,
+                self._device,
+            )  # fmt: skip
+        return attention
 
     def _capture(self) -> DecodeGraphs:
         """Graphs of decode steps, captured now."""
@@ -265,6 +278,21 @@ class TorchRunner:
         graphs = DecodeGraphs(self._model, self._attention, self._cache, self._batch, sizes)  # type: ignore[arg-type]
         graphs.capture(lambda done, total: self._loading("capture CUDA graphs", done, total))
         return graphs
+
+    def _warm_up(self, num_blocks: int) -> None:
+        """Run a prefill and a decode side by side, so that every kernel is compiled before the first request."""
+        lengths = [2, 1][: min(2, num_blocks, self._config.max_num_seqs)]
+        slots = list(range(len(lengths)))
+        admits = [
+            Admit(slot, slot, Ids("i", [0] * length), length, 0, [slot], Sampling(temperature=1.0))
+            for slot, length in zip(slots, lengths, strict=True)
+        ]
+        self.launch(Plan(0, [], admits, slots, lengths, [0] * len(slots), []))
+        result = self.collect()
+        for slot in slots:
+            self._batch.drop(slot)
+        if result.errors:
+            raise FatalError(f"the model does not run on {self._device}: {result.errors[0]}; its log says more")
 
     def _num_blocks(self, layers: list[LayerShape], max_model_len: int) -> int:
         """How many blocks the KV cache gets: as asked for, or as the memory allows."""

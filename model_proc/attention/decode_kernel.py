@@ -50,6 +50,35 @@ def _heads(
 
 
 @triton.jit
+def _tile(
+    key_cache, value_cache, table, start, end, kv_head, num_kv_heads, dims,
+    DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Keys and values [BLOCK_N, dims] of the cached tokens from `start` on, and which of them lie before `end`."""
+    positions = start + tl.arange(0, BLOCK_N)
+    seen = positions < end
+    blocks = tl.load(table + positions // BLOCK_SIZE, mask=seen, other=0).to(tl.int64)
+    rows = ((blocks * BLOCK_SIZE + positions % BLOCK_SIZE) * num_kv_heads + kv_head) * DIM
+    places = rows[:, None] + dims[None, :]
+    mask = seen[:, None] & (dims < DIM)[None, :]
+    return tl.load(key_cache + places, mask=mask, other=0.0), tl.load(value_cache + places, mask=mask, other=0.0), seen
+
+
+@triton.jit
+def _absorb(q, k, v, seen, best, total, acc, softcap, HAS_SOFTCAP: tl.constexpr):
+    """One more tile in the running softmax (Milakov and Gimelshein, 2018)."""
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+    if HAS_SOFTCAP:
+        scores = softcap * (2 * tl.sigmoid(2 * scores / softcap) - 1)
+    scores = tl.where(seen[None, :], scores, float("-inf"))
+    new_best = tl.maximum(best, tl.max(scores, axis=1))
+    weights = tl.exp(scores - new_best[:, None])
+    correction = tl.exp(best - new_best)
+    acc = acc * correction[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+    return new_best, total * correction + tl.sum(weights, axis=1), acc
+
+
+@triton.jit
 def _decode(
     query, key, value, out,  # [T, heads, dim], a row's heads side by side
     key_cache, value_cache,  # [rows, kv_heads, dim]
@@ -68,51 +97,42 @@ def _decode(
     index, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     num_kv_heads, num_splits = tl.num_programs(1), tl.num_programs(2)
     if PDL:
-        tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     context = tl.load(contexts + index)
     row = tl.load(token_rows + index).to(tl.int64)
-    slot = tl.load(slots + index).to(tl.int64)
+    table = tables + tl.load(slots + index).to(tl.int64) * table_stride
     newest = context - 1
     first = 0
     if WINDOW > 0:
         first = tl.maximum(0, context - WINDOW)
     per_split = tl.maximum(MIN_SPLIT, tl.cdiv(tl.cdiv(newest - first, num_splits), BLOCK_N) * BLOCK_N)
     active = tl.maximum(1, tl.cdiv(newest - first, per_split))
-    if (context == 0) | (split >= active):
-        return
     begin = first + split * per_split
     end = tl.minimum(begin + per_split, newest)
-
     dims = tl.arange(0, DIM_PAD)
     members = tl.arange(0, M)
     is_dim = dims < DIM
+    # What the cache holds was written by earlier steps: only the step's own queries and keys have to be waited for.
+    k, v, seen = _tile(
+        key_cache, value_cache, table, begin, end, kv_head, num_kv_heads, dims, DIM, BLOCK_SIZE, BLOCK_N
+    )  # fmt: skip
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+    if (context == 0) | (split >= active):
+        return
+
     heads = query + row * query_stride + kv_head * GROUP * DIM
     q = _heads(heads, DIM, q_norm, rope, newest, eps, dims, DIM, HAS_NORM, HAS_ROPE, members, members < GROUP)
     q = (q * scale).to(key_cache.dtype.element_ty)
-    best = tl.full([M], float("-inf"), tl.float32)
+    best = tl.full([M], -1.0e30, tl.float32)  # finite: a first tile may have nothing to see
     total = tl.zeros([M], tl.float32)
     acc = tl.zeros([M, DIM_PAD], tl.float32)
-    offsets = tl.arange(0, BLOCK_N)
-    for start in range(begin, end, BLOCK_N):
-        positions = start + offsets
-        seen = positions < end
-        blocks = tl.load(tables + slot * table_stride + positions // BLOCK_SIZE, mask=seen, other=0).to(tl.int64)
-        cached = ((blocks * BLOCK_SIZE + positions % BLOCK_SIZE) * num_kv_heads + kv_head) * DIM
-        places = cached[:, None] + dims[None, :]
-        mask = seen[:, None] & is_dim[None, :]
-        k = tl.load(key_cache + places, mask=mask, other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
-        if HAS_SOFTCAP:
-            scores = softcap * (2 * tl.sigmoid(2 * scores / softcap) - 1)
-        scores = tl.where(seen[None, :], scores, float("-inf"))
-        new_best = tl.maximum(best, tl.max(scores, axis=1))
-        weights = tl.exp(scores - new_best[:, None])
-        correction = tl.exp(best - new_best)
-        v = tl.load(value_cache + places, mask=mask, other=0.0)
-        acc = acc * correction[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
-        total = total * correction + tl.sum(weights, axis=1)
-        best = new_best
+    best, total, acc = _absorb(q, k, v, seen, best, total, acc, softcap, HAS_SOFTCAP)
+    for start in range(begin + BLOCK_N, end, BLOCK_N):
+        k, v, seen = _tile(
+            key_cache, value_cache, table, start, end, kv_head, num_kv_heads, dims, DIM, BLOCK_SIZE, BLOCK_N
+        )  # fmt: skip
+        best, total, acc = _absorb(q, k, v, seen, best, total, acc, softcap, HAS_SOFTCAP)
     if split == active - 1:
         # The newest token is not read from the cache: this program is the one that writes it there.
         one = tl.arange(0, 1)
@@ -120,7 +140,7 @@ def _decode(
         k_new = _heads(heads, DIM, k_norm, rope, newest, eps, dims, DIM, HAS_NORM, HAS_ROPE, one, one < 1)
         k_new = tl.sum(k_new, axis=0).to(key_cache.dtype.element_ty)
         v_new = tl.load(value + row * value_stride + kv_head * DIM + dims, mask=is_dim, other=0.0)
-        block = tl.load(tables + slot * table_stride + newest // BLOCK_SIZE).to(tl.int64)
+        block = tl.load(table + newest // BLOCK_SIZE).to(tl.int64)
         place = ((block * BLOCK_SIZE + newest % BLOCK_SIZE) * num_kv_heads + kv_head) * DIM + dims
         tl.store(key_cache + place, k_new, mask=is_dim)
         tl.store(value_cache + place, v_new, mask=is_dim)
@@ -213,6 +233,8 @@ def decode_attention(
     transform: HeadTransform | None,
     scratch: DecodeScratch,
     pdl: bool = False,
+    splits: int = 0,
+    blocks: tuple[int, int, int] | None = None,
 ) -> None:
     """Attend for `rows`; writes their rows of `out` and of the cache.
 
@@ -221,7 +243,8 @@ def decode_attention(
     batch, kv_heads, dim = len(rows.slots), key.shape[1], key.shape[2]
     group = query.shape[1] // kv_heads
     m, dim_pad = max(16, next_power_of_two(group)), next_power_of_two(dim)
-    splits = scratch.splits(batch, kv_heads)
+    block_n, num_warps, num_stages = blocks or decode_blocks(dim_pad * key.dtype.itemsize)
+    splits = splits or scratch.splits(batch, kv_heads)
     part_out, part_stats, arrivals = scratch.parts(batch, kv_heads, splits, m, dim_pad)
     q_norm = k_norm = rope = None
     eps = 0.0
@@ -232,7 +255,13 @@ def decode_attention(
         query, key, value, out, key_cache, value_cache, tables, rows.token_rows, rows.slots, rows.contexts,
         q_norm, k_norm, rope, part_out, part_stats, arrivals, params.scale, params.softcap or 0.0, eps,
         query.stride(0), key.stride(0), value.stride(0), out.stride(0), tables.stride(0),
-        GROUP=group, M=m, DIM=dim, DIM_PAD=dim_pad, BLOCK_SIZE=block_size, BLOCK_N=64 if dim_pad * key.dtype.itemsize <= 512 else 32, MIN_SPLIT=MIN_SPLIT,
+        GROUP=group, M=m, DIM=dim, DIM_PAD=dim_pad, BLOCK_SIZE=block_size, BLOCK_N=block_n, MIN_SPLIT=MIN_SPLIT,
         WINDOW=params.sliding_window or 0, HAS_NORM=q_norm is not None, HAS_ROPE=rope is not None,
-        HAS_SOFTCAP=bool(params.softcap), PDL=pdl and not INTERPRETED, num_warps=4, num_stages=3, **options,
+        HAS_SOFTCAP=bool(params.softcap), PDL=pdl and not INTERPRETED, num_warps=num_warps,
+        num_stages=num_stages, **options,
     )  # fmt: skip
+
+
+def decode_blocks(row_bytes: int) -> tuple[int, int, int]:
+    """Cached tokens that a program looks at together, its warps, and how many pieces are on their way."""
+    return (64, 4, 3) if row_bytes <= 512 else (32, 4, 2)

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model_proc.attention.decode_kernel import DecodeRows, DecodeScratch, decode_attention
+from model_proc.attention.dense_prefill import attend_densely, group_prompts
 from model_proc.attention.paged import AttentionParams, HeadTransform, KVCache
-from model_proc.attention.prefill_kernel import BLOCK_M, PrefillRows, prefill_attention, prepare
+from model_proc.attention.prefill_kernel import BLOCK_M, Prepared, PrefillRows, prefill_attention, prepare
 from model_proc.batch import Batch, StepInputs
 from model_proc.staging import upload
 
@@ -24,6 +25,7 @@ class TritonAttention:
         num_sms = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else None
         self.scratch = DecodeScratch(device, num_sms or INTERPRETER_SMS)
         self.pdl = pdl
+        self.uses_dense = False  # whether whole long prompts go to cuDNN; whoever made its plans sets it
 
     def update_tables(self, inputs: StepInputs) -> None:
         """Put the blocks that sequences got with this step into the tables."""
@@ -33,7 +35,10 @@ class TritonAttention:
 
     def step(self, cache: KVCache, batch: Batch, inputs: StepInputs) -> TritonAttentionStep:
         self.update_tables(inputs)
-        decodes, prefills = _rows(inputs, self.tables.device)
+        is_decode = inputs.query_lens == 1
+        device = self.tables.device
+        decodes = _decode_rows(inputs, np.flatnonzero(is_decode), device) if is_decode.any() else None
+        prefills = None if is_decode.all() else _prefill_rows(inputs, is_decode, self.uses_dense, device)
         return TritonAttentionStep(self, cache, decodes, prefills)
 
 
@@ -60,17 +65,31 @@ class TritonAttentionStep:
         keys, values, block_size = self._cache.keys[layer], self._cache.values[layer], self._cache.block_size
         tables = self._backend.tables
         query, key, value = _packed(query), _packed(key), _packed(value)
-        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        if self._prefills is not None:
-            prepared = prepare(query, key, value, keys, values, self._prefills, transform)
-            prefill_attention(prepared, out, keys, values, tables, block_size, self._prefills, params)
+        rows = self._prefills
+        out: Tensor | None = None
+        if rows is not None:
+            prepared = prepare(query, key, value, keys, values, rows, transform)
+            attended = self._attend_densely(prepared, rows, params) if rows.dense else None
+            if attended is not None and rows.is_whole_step:
+                return attended
+            out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+            if attended is not None:
+                out[rows.token_rows[: rows.num_dense_tokens]] = attended[rows.out_rows[: rows.num_dense_tokens]]
+            if len(rows.slots):
+                prefill_attention(prepared.query, out, keys, values, tables, block_size, rows, params)
         if self._decodes is not None:
             backend = self._backend
+            out = torch.empty(query.shape, dtype=query.dtype, device=query.device) if out is None else out
             decode_attention(
                 query, key, value, out, keys, values, tables, block_size, self._decodes, params, transform,
                 backend.scratch, backend.pdl,
             )  # fmt: skip
+        assert out is not None
         return out
+
+    @staticmethod
+    def _attend_densely(prepared: Prepared, rows: PrefillRows, params: AttentionParams) -> Tensor:
+        return attend_densely(prepared.query, prepared.key, prepared.value, rows.dense, params)
 
 
 def _packed(heads: Tensor) -> Tensor:
@@ -78,24 +97,50 @@ def _packed(heads: Tensor) -> Tensor:
     return heads if heads.stride()[1:] == (heads.shape[2], 1) else heads.contiguous()
 
 
-def _rows(inputs: StepInputs, device: torch.device) -> tuple[DecodeRows | None, PrefillRows | None]:
-    """The step's sequences by kind, uploaded in one piece."""
-    ends = np.cumsum(inputs.query_lens)
-    is_decode = inputs.query_lens == 1
-    decodes, prefills = np.flatnonzero(is_decode), np.flatnonzero(~is_decode)
-    arrays: list[NDArray[np.int64]] = [ends[decodes] - 1, inputs.slots[decodes], inputs.context_lens[decodes]]
-    if len(prefills):
-        lens = inputs.query_lens[prefills]
-        tokens = np.flatnonzero(np.repeat(~is_decode, inputs.query_lens))
-        tiles = -(-lens // BLOCK_M)
-        tile_sequences = np.repeat(np.arange(len(prefills)), tiles)
-        tile_starts = (np.arange(tiles.sum()) - np.repeat(np.cumsum(tiles) - tiles, tiles)) * BLOCK_M
-        arrays += [
-            tokens, inputs.cache_slots[tokens], inputs.positions[tokens], tile_sequences, tile_starts,
-            ends[prefills] - lens, inputs.slots[prefills], lens, inputs.context_lens[prefills],
-        ]  # fmt: skip
-    uploaded = upload(arrays, device, torch.int32)
-    return (
-        DecodeRows(*uploaded[:3]) if len(decodes) else None,
-        PrefillRows(*uploaded[3:]) if len(prefills) else None,
+def _decode_rows(inputs: StepInputs, members: NDArray[np.int64], device: torch.device) -> DecodeRows:
+    """The sequences `members` of the step, which compute one token each."""
+    last_rows = np.cumsum(inputs.query_lens)[members] - 1
+    arrays = (last_rows, inputs.slots[members], inputs.context_lens[members])
+    return DecodeRows(*upload(arrays, device, torch.int32))
+
+
+def _prefill_rows(
+    inputs: StepInputs, is_decode: NDArray[np.bool_], uses_dense: bool, device: torch.device
+) -> PrefillRows:
+    """The sequences of the step that compute more than one token: whole long prompts first, then the others."""
+    chunks = np.flatnonzero(~is_decode)
+    lens, contexts = inputs.query_lens[chunks], inputs.context_lens[chunks]
+    is_candidate = (lens == contexts) & uses_dense
+    dense, places = group_prompts(np.where(is_candidate, lens, 0))
+    num_dense = sum(group.count * group.length for group in dense)
+    first = np.full(len(chunks), -1, dtype=np.int64)  # where each chunk's queries go
+    for index, row in places:
+        first[index] = row
+    paged = np.flatnonzero(first < 0)
+    paged_lens = lens[paged]
+    first[paged] = num_dense + np.cumsum(paged_lens) - paged_lens
+    order = np.concatenate([np.array([index for index, _ in places], dtype=np.int64), paged])  # dense ones first
+    starts = np.cumsum(inputs.query_lens)[chunks] - lens
+    within = np.arange(lens.sum()) - np.repeat(np.cumsum(lens[order]) - lens[order], lens[order])
+    tokens = np.repeat(starts[order], lens[order]) + within
+    tiles = -(-paged_lens // BLOCK_M)
+    tile_sequences = np.repeat(np.arange(len(paged)), tiles)
+    tile_starts = (np.arange(tiles.sum()) - np.repeat(np.cumsum(tiles) - tiles, tiles)) * BLOCK_M
+    uploaded = upload(
+        (
+            tokens, np.repeat(first[order], lens[order]) + within, inputs.cache_slots[tokens], inputs.positions[tokens],
+            tile_sequences, tile_starts, first[paged], starts[paged], inputs.slots[chunks[paged]], paged_lens,
+            contexts[paged],
+        ),
+        device,
+        torch.int32,
+    )  # fmt: skip
+    num_dense_tokens = int(lens[order[: len(places)]].sum())
+    return PrefillRows(
+        *uploaded,
+        num_rows=num_dense + int(paged_lens.sum()),
+        num_dense=num_dense,
+        num_dense_tokens=num_dense_tokens,
+        dense=dense,
+        is_whole_step=num_dense == num_dense_tokens == len(inputs.token_ids) and bool((np.diff(tokens) == 1).all()),
     )

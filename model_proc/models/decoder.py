@@ -33,6 +33,11 @@ class Decoder:
         s = self.settings
         return [LayerShape(s.num_kv_heads, s.head_dim, s.head_dim)] * s.num_layers
 
+    @property
+    def attends_plainly(self) -> bool:
+        """Whether every layer sees all tokens in front of it."""
+        return not any(self.settings.windows)
+
     def forward(self, token_ids: Tensor, positions: Tensor, sample_rows: Tensor | None, step: AttentionStep) -> Tensor:
         """Compute a step's tokens: token_ids and positions [T] -> the logits of `sample_rows` [S, vocabulary].
 

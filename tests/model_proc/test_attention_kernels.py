@@ -18,7 +18,7 @@ from tests.model_proc.kernel_device import DEVICE, DTYPES, INTERPRETED, needs_tr
 
 pytestmark = needs_triton
 
-MAX_LEN = 700
+MAX_LEN = 1100
 Lens = list[tuple[int, int]]  # of each sequence: tokens in the cache before the step, and computed in it
 MIXED: Lens = [(0, 1), (300, 1), (0, 130), (64, 1), (63, 65), (129, 1), (5, 2), (15, 1), (0, 17)]
 DECODES: Lens = [(context, 1) for context in (0, 1, 15, 16, 17, 63, 64, 65, 127, 300, 640)]
@@ -50,6 +50,8 @@ CASES = {
     "window of decodes": Case(DECODES, window=100, dim=128),
     "softcap": Case(MIXED, softcap=5.0),
     "no norm": Case(MIXED, norm=False),
+    "whole long prompts": Case([(0, 1024), (0, 990), (100, 200), (7, 1), (0, 1024), (0, 30)], dim=128),
+    "one long prompt": Case([(0, 1024)], dim=128),
     "bare": Case(DECODES, norm=False, rope=False),
 }
 
@@ -79,6 +81,7 @@ def test_attention_equals_float64(name: str, dtype: torch.dtype) -> None:
         for index, (slot, (before, count)) in enumerate(zip(slots, case.lens, strict=True))
     ]
     backend = TritonAttention(batch, DEVICE)
+    backend.uses_dense = DEVICE.type == "cuda" and dtype != torch.float32 and not case.window and not case.softcap
     inputs = batch.advance(Plan(0, [], admits, slots, [count for _, count in case.lens], [0] * len(slots), []))
     params = AttentionParams(case.dim**-0.5, case.window, case.softcap)
     transform = HeadTransform(
