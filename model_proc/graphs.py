@@ -6,6 +6,7 @@ copy a step; rows that a step does not need belong to no slot and do nothing.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,7 +34,6 @@ class Captured:
     sample: torch.cuda.CUDAGraph
     logits: Tensor  # [size, vocabulary]
     token_ids: Tensor  # [size]
-    finite: Tensor  # [size]
 
 
 def capture_sizes(wanted: list[int], max_num_seqs: int) -> list[int]:
@@ -46,8 +46,9 @@ class DecodeGraphs:
     """The captured sizes of one model."""
 
     def __init__(
-        self, model: Model, attention: TritonAttention, cache: KVCache, batch: Batch, sizes: list[int]
-    ) -> None:
+        self, model: Model, attention: TritonAttention, cache: KVCache, batch: Batch, sizes: list[int],
+        depth: int,
+    ) -> None:  # fmt: skip
         self._model = model
         self._attention = attention
         self._cache = cache
@@ -58,7 +59,10 @@ class DecodeGraphs:
         self._inputs = torch.zeros((6, sizes[-1]), dtype=torch.int32, device=device)
         self._rows = torch.arange(sizes[-1], dtype=torch.int32, device=device)
         self._captured: dict[int, Captured] = {}
-        self._fill(np.zeros((6, 0), dtype=np.int32), sizes[-1])
+        # One more than there are steps in flight, so that a step's copy has been read when its buffer's turn comes again.
+        self._host_inputs = deque(
+            torch.zeros(self._inputs.shape, dtype=torch.int32, pin_memory=self._inputs.is_cuda) for _ in range(depth + 1)
+        )
 
     def capture(self, progress: Callable[[int, int], None]) -> None:
         """Capture every size; the largest first, so that the smaller ones find its memory."""
@@ -71,8 +75,8 @@ class DecodeGraphs:
             with torch.cuda.graph(forward, pool=pool):
                 logits = self._forward(size)
             with torch.cuda.graph(sample, pool=pool):
-                token_ids, finite = self._sample(logits, size)
-            self._captured[size] = Captured(forward, sample, logits, token_ids, finite)
+                token_ids = self._sample(logits, size)
+            self._captured[size] = Captured(forward, sample, logits, token_ids)
         progress(len(self._sizes), len(self._sizes))
 
     def size_for(self, inputs: StepInputs) -> int | None:
@@ -90,33 +94,29 @@ class DecodeGraphs:
         temperatures and numbers are what `sample` is going to draw with, [S].
         """
         self._attention.update_tables(inputs)
-        rows = np.empty((6, len(inputs.slots)), dtype=np.int32)
+        count = len(inputs.slots)
+        pinned = self._host_inputs[0]
+        self._host_inputs.rotate(-1)
+        rows = pinned.numpy()
+        rows[:, count:size] = 0
+        rows[SLOTS, count:size] = self._nobody
+        rows = rows[:, :count]
         rows[TOKEN_IDS] = np.where(inputs.from_device, -1, inputs.token_ids)
         rows[SLOTS] = inputs.slots
         rows[POSITIONS] = inputs.positions
         rows[CONTEXTS] = inputs.context_lens
         rows[TEMPERATURES] = temperatures.view(np.int32)
         rows[NUMBERS] = numbers.view(np.int32)
-        self._fill(rows, size)
+        self._inputs.copy_(pinned, non_blocking=True)
         captured = self._captured[size]
         captured.forward.replay()
-        return captured.logits[: rows.shape[1]]
+        return captured.logits[:count]
 
-    def sample(self, size: int, count: int) -> tuple[Tensor, Tensor]:
-        """Sample from the logits of the last forward pass -> token ids and whether they are finite, [count] each."""
+    def sample(self, size: int, count: int) -> Tensor:
+        """Sample from the logits of the last forward pass -> token ids [count], as `sample_plain`."""
         captured = self._captured[size]
         captured.sample.replay()
-        return captured.token_ids[:count], captured.finite[:count]
-
-    def _fill(self, rows: NDArray[np.int32], size: int) -> None:
-        """Put a step's rows into the input buffer, and nobody's behind them."""
-        count = rows.shape[1]
-        pinned = torch.empty(self._inputs.shape, dtype=torch.int32, pin_memory=self._inputs.is_cuda)
-        filled = pinned.numpy()
-        filled[:, :count] = rows
-        filled[:, count:size] = 0
-        filled[SLOTS, count:size] = self._nobody
-        self._inputs.copy_(pinned, non_blocking=True)
+        return captured.token_ids[:count]
 
     def _forward(self, size: int) -> Tensor:
         inputs = self._inputs[:, :size]
@@ -125,7 +125,7 @@ class DecodeGraphs:
         token_ids = resolve_tokens(inputs[TOKEN_IDS], inputs[SLOTS], self._last_token)
         return self._model.forward(token_ids, inputs[POSITIONS], None, step)
 
-    def _sample(self, logits: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    def _sample(self, logits: Tensor, size: int) -> Tensor:
         inputs = self._inputs[:, :size]
         temperatures, numbers = inputs[TEMPERATURES].view(torch.float32), inputs[NUMBERS].view(torch.float32)
         return sample_plain(logits, temperatures, numbers, inputs[SLOTS], self._last_token)

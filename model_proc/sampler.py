@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ipc.messages import Admit, Sampling
-from model_proc.random_numbers import uniform
+from model_proc.random_numbers import seed_states, uniform
 from model_proc.staging import download
 
 # Truncation first looks at this many most likely tokens; only a flatter distribution is sorted whole.
@@ -28,14 +28,13 @@ NUM_CANDIDATES = 256
 class Sampled:
     """What one step sampled; S rows, on the device."""
 
-    token_ids: Tensor  # [S] int64
-    finite: Tensor  # [S] bool; False where the model's logits were not numbers
+    token_ids: Tensor  # [S] int64; -1 where the model's logits were not numbers
     logprob_ids: Tensor | None  # [S, 1 + K] the chosen token, then the K most likely ones
     logprob_values: Tensor | None  # [S, 1 + K] natural logarithms
 
     def to_host(self) -> Sampled:
         """The same on the host, once an event recorded after this call has happened."""
-        columns = (self.token_ids, self.finite, self.logprob_ids, self.logprob_values)
+        columns = (self.token_ids, self.logprob_ids, self.logprob_values)
         return Sampled(*(None if column is None else download(column) for column in columns))  # type: ignore[arg-type]
 
 
@@ -53,7 +52,7 @@ class Sampler:
         self._in_prompt = torch.zeros(self._shape, dtype=torch.bool, device=device)  # [slots, vocabulary]
         self._in_output = torch.zeros(self._shape, dtype=torch.int32, device=device)  # how often
         self.temperatures = np.zeros(max_num_seqs, dtype=np.float32)
-        self._seeds = np.zeros(max_num_seqs, dtype=np.int64)
+        self._states = np.zeros(max_num_seqs, dtype=np.uint64)
         self._plain = np.zeros(max_num_seqs, dtype=np.bool_)
 
     def is_plain(self, slots: NDArray[np.int64]) -> bool:
@@ -62,13 +61,13 @@ class Sampler:
 
     def uniform_numbers(self, slots: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.float32]:
         """The random numbers that the tokens at these positions are drawn with."""
-        return uniform(self._seeds[slots], positions)
+        return uniform(self._states[slots], positions)
 
     def admit(self, admit: Admit) -> None:
         """Note how a sequence samples, and count the tokens of one that wants penalties."""
         slot, params = admit.slot, admit.sampling
         self.temperatures[slot] = params.temperature
-        self._seeds[slot] = params.seed
+        self._states[slot] = seed_states(np.array([params.seed], dtype=np.int64))[0]
         self._plain[slot] = not (
             params.logprobs >= 0 or params.bias_ids or params.min_tokens or _truncates(params) or _has_penalties(params)
         )
@@ -104,7 +103,7 @@ class Sampler:
             rows = torch.tensor(drawn, device=self._device)
             chosen = [sampling[row] for row in drawn]
             seeds = np.array([params.seed for params in chosen], dtype=np.int64)
-            numbers = torch.from_numpy(uniform(seeds, positions[drawn])).to(self._device)
+            numbers = torch.from_numpy(uniform(seed_states(seeds), positions[drawn])).to(self._device)
             token_ids[rows] = self._draw(logits[rows], chosen, numbers)
         finite = torch.isfinite(best.values)
         # A draw from what is not a number can be any number; the next step may read it before anyone looks.
@@ -115,7 +114,7 @@ class Sampler:
             top = raw_logprobs.topk(wanted, dim=-1)
             ids = torch.cat([token_ids[:, None], top.indices], dim=1)
             values = torch.cat([raw_logprobs.gather(1, token_ids[:, None]), top.values], dim=1)
-        return Sampled(token_ids, finite, ids, values)
+        return Sampled(token_ids.masked_fill(~finite, -1), ids, values)
 
     def _adjust(
         self, logits: Tensor, sampling: list[Sampling], slots: NDArray[np.int64], num_output: NDArray[np.int64]

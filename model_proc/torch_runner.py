@@ -168,7 +168,7 @@ class TorchRunner:
         if self._graphs and size is not None:
             logits = self._graphs.forward(size, inputs, temperatures, numbers)
             if is_plain:
-                return Sampled(*self._graphs.sample(size, len(slots)), None, None)
+                return Sampled(self._graphs.sample(size, len(slots)), None, None)
         else:
             logits = self._forward(inputs)
         if not len(slots):
@@ -180,11 +180,11 @@ class TorchRunner:
 
             bits = upload((temperatures.view(np.int32), numbers.view(np.int32)), self._device, torch.int32)
             columns = [column.view(torch.float32) for column in bits]
-            return Sampled(*sample_plain(logits, *columns, device_slots, last_token), None, None)
+            return Sampled(sample_plain(logits, *columns, device_slots, last_token), None, None)
         sampling = [self._batch.sampling[slot] for slot in slots]
         num_output = inputs.sample_positions - self._batch.output_start[slots]
         sampled = sampler.sample(logits, sampling, slots, inputs.sample_positions, num_output)
-        last_token[device_slots] = sampled.token_ids
+        last_token[device_slots] = sampled.token_ids.clamp(min=0)
         return sampled
 
     def _forward(self, inputs: StepInputs) -> Tensor:
@@ -200,11 +200,10 @@ class TorchRunner:
     def _fill_in(self, result: Result, step: Launched, sampled: Sampled) -> None:
         """Put a step's samples into its result."""
         token_ids = sampled.token_ids.tolist()
-        finite = sampled.finite.tolist()
-        rows = [row for row, ok in enumerate(finite) if ok]
+        rows = [row for row, token in enumerate(token_ids) if token >= 0]
         result.slots = [step.slots[row] for row in rows]
         result.token_ids = Ids("i", [token_ids[row] for row in rows])
-        result.failed = [slot for slot, ok in zip(step.slots, finite, strict=True) if not ok]
+        result.failed = [slot for slot, token in zip(step.slots, token_ids, strict=True) if token < 0]
         result.errors = ["the model's output is not a number"] * len(result.failed)
         if sampled.logprob_ids is not None and sampled.logprob_values is not None:
             ids, values = sampled.logprob_ids.tolist(), sampled.logprob_values.tolist()
@@ -275,7 +274,8 @@ class TorchRunner:
 
         wanted = [int(size) for size in self._config.cudagraph_capture_sizes]
         sizes = capture_sizes(wanted, self._config.max_num_seqs)
-        graphs = DecodeGraphs(self._model, self._attention, self._cache, self._batch, sizes)  # type: ignore[arg-type]
+        depth = self._config.pipeline_depth
+        graphs = DecodeGraphs(self._model, self._attention, self._cache, self._batch, sizes, depth)
         graphs.capture(lambda done, total: self._loading("capture CUDA graphs", done, total))
         return graphs
 

@@ -22,7 +22,7 @@ from model_proc.attention.paged import AttentionParams, HeadTransform
 from model_proc.kernels.launching import INTERPRETED, next_power_of_two
 
 MIN_SPLIT = 64  # fewer cached tokens are not worth a program
-PROGRAMS_PER_SM = 4
+PROGRAMS_PER_SM = 3  # that run at the same time
 
 
 @triton.jit
@@ -207,7 +207,7 @@ class DecodeScratch:
 
     def splits(self, batch: int, kv_heads: int) -> int:
         """Into how many parts the longest sequences are cut, so that the whole device has work."""
-        return max(1, min(64, triton.cdiv(self._num_sms * PROGRAMS_PER_SM, batch * kv_heads)))
+        return max(1, min(64, self._num_sms * PROGRAMS_PER_SM // (batch * kv_heads)))
 
     def parts(self, batch: int, kv_heads: int, splits: int, m: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
         """Outputs, statistics and arrival counters of a launch of this shape. Kept: CUDA graphs hold on to them."""
@@ -243,7 +243,7 @@ def decode_attention(
     batch, kv_heads, dim = len(rows.slots), key.shape[1], key.shape[2]
     group = query.shape[1] // kv_heads
     m, dim_pad = max(16, next_power_of_two(group)), next_power_of_two(dim)
-    block_n, num_warps, num_stages = blocks or decode_blocks(dim_pad * key.dtype.itemsize)
+    block_n, num_warps, num_stages = blocks or decode_blocks(batch * kv_heads, dim_pad * key.dtype.itemsize)
     splits = splits or scratch.splits(batch, kv_heads)
     part_out, part_stats, arrivals = scratch.parts(batch, kv_heads, splits, m, dim_pad)
     q_norm = k_norm = rope = None
@@ -262,6 +262,16 @@ def decode_attention(
     )  # fmt: skip
 
 
-def decode_blocks(row_bytes: int) -> tuple[int, int, int]:
-    """Cached tokens that a program looks at together, its warps, and how many pieces are on their way."""
-    return (64, 4, 3) if row_bytes <= 512 else (32, 4, 2)
+def decode_blocks(pairs: int, row_bytes: int) -> tuple[int, int, int]:
+    """Cached tokens that a program looks at together, its warps, and how many pieces are on their way.
+
+    `pairs` of a sequence and a KV head, each with rows of so many bytes: what measured best on an H200. Few pairs need
+    quick programs, many pairs small ones.
+    """
+    if row_bytes > 512:
+        return 32, 4, 2
+    if row_bytes > 256:
+        return 64, 4, 2
+    if pairs <= 64:
+        return 64, 8, 2
+    return (64, 4, 2) if pairs <= 1024 else (16, 1, 3)

@@ -43,7 +43,7 @@ class TorchAttentionStep:
     def __init__(self, cache: KVCache, batch: Batch, inputs: StepInputs) -> None:
         self._cache = cache
         self._device = cache.keys[0].device
-        self._cache_slots = torch.from_numpy(inputs.cache_slots).to(self._device)
+        self._cache_slots = torch.from_numpy(batch.cache_rows(inputs)).to(self._device)
         self._positions = torch.from_numpy(inputs.positions).to(self._device)
         self._masks: dict[tuple[int, int | None], Tensor | None] = {}
         ends = np.cumsum(inputs.query_lens)

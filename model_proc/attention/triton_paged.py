@@ -38,7 +38,7 @@ class TritonAttention:
         is_decode = inputs.query_lens == 1
         device = self.tables.device
         decodes = _decode_rows(inputs, np.flatnonzero(is_decode), device) if is_decode.any() else None
-        prefills = None if is_decode.all() else _prefill_rows(inputs, is_decode, self.uses_dense, device)
+        prefills = None if is_decode.all() else _prefill_rows(batch, inputs, is_decode, self.uses_dense, device)
         return TritonAttentionStep(self, cache, decodes, prefills)
 
 
@@ -105,7 +105,7 @@ def _decode_rows(inputs: StepInputs, members: NDArray[np.int64], device: torch.d
 
 
 def _prefill_rows(
-    inputs: StepInputs, is_decode: NDArray[np.bool_], uses_dense: bool, device: torch.device
+    batch: Batch, inputs: StepInputs, is_decode: NDArray[np.bool_], uses_dense: bool, device: torch.device
 ) -> PrefillRows:
     """The sequences of the step that compute more than one token: whole long prompts first, then the others."""
     chunks = np.flatnonzero(~is_decode)
@@ -128,7 +128,7 @@ def _prefill_rows(
     tile_starts = (np.arange(tiles.sum()) - np.repeat(np.cumsum(tiles) - tiles, tiles)) * BLOCK_M
     uploaded = upload(
         (
-            tokens, np.repeat(first[order], lens[order]) + within, inputs.cache_slots[tokens], inputs.positions[tokens],
+            tokens, np.repeat(first[order], lens[order]) + within, batch.cache_rows(inputs)[tokens], inputs.positions[tokens],
             tile_sequences, tile_starts, first[paged], starts[paged], inputs.slots[chunks[paged]], paged_lens,
             contexts[paged],
         ),

@@ -36,7 +36,7 @@ def _piece_stats(logits, temperatures, maxima, sums, places, vocab_size, PIECE: 
 
 @triton.jit
 def _pick(
-    logits, temperatures, numbers, slots, maxima, sums, places, tokens, finite, last_token, vocab_size,
+    logits, temperatures, numbers, slots, maxima, sums, places, tokens, last_token, vocab_size,
     PIECE: tl.constexpr, PIECES: tl.constexpr, PIECES_PAD: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
@@ -67,10 +67,9 @@ def _pick(
         last = tl.max(tl.where(weights > 0, columns, 0), axis=0)
         hit = tl.min(tl.where((ends > target - before) & (weights > 0), columns, vocab_size), axis=0)
         token = tl.minimum(last, hit)
-    token = tl.where(is_finite, token, 0).to(tl.int64)
-    tl.store(tokens + row, token)
-    tl.store(finite + row, is_finite)
-    tl.store(last_token + tl.load(slots + row), token)
+    token = token.to(tl.int64)
+    tl.store(tokens + row, tl.where(is_finite, token, -1))
+    tl.store(last_token + tl.load(slots + row), tl.where(is_finite, token, 0))
 
 
 @triton.jit
@@ -85,27 +84,26 @@ def _resolve(given, slots, last_token, tokens, n, BLOCK: tl.constexpr):
 
 def sample_plain(
     logits: Tensor, temperatures: Tensor, numbers: Tensor, slots: Tensor, last_token: Tensor
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """One token of each row, without penalties or truncation; also put into `last_token` at the row's slot.
 
     logits [S, vocabulary], rows contiguous; temperatures [S] float32, 0 being greedy; numbers [S] float32, uniform in
-    [0, 1); slots [S] integers. Returns the tokens [S] int64, and [S] bool: False where the logits were not numbers,
-    and the token is 0.
+    [0, 1); slots [S] integers. Returns the tokens [S] int64: -1 where the logits were not numbers; `last_token` gets 0
+    there, which the next step can compute with.
     """
     rows, vocab_size = logits.shape
     pieces = triton.cdiv(vocab_size, PIECE)
     maxima, sums = torch.empty((2, rows, pieces), dtype=torch.float32, device=logits.device)
     places = torch.empty((rows, pieces), dtype=torch.int32, device=logits.device)
     tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)
-    finite = torch.empty(rows, dtype=torch.bool, device=logits.device)
     _piece_stats[rows, pieces](
         logits, temperatures, maxima, sums, places, vocab_size, PIECE=PIECE, PIECES=pieces, num_warps=8
     )
     _pick[(rows,)](
-        logits, temperatures, numbers, slots, maxima, sums, places, tokens, finite, last_token, vocab_size,
+        logits, temperatures, numbers, slots, maxima, sums, places, tokens, last_token, vocab_size,
         PIECE=PIECE, PIECES=pieces, PIECES_PAD=next_power_of_two(pieces), num_warps=8,
     )  # fmt: skip
-    return tokens, finite
+    return tokens
 
 
 def resolve_tokens(given: Tensor, slots: Tensor, last_token: Tensor) -> Tensor:
