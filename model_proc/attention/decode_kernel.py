@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from model_proc.attention.paged import AttentionParams, HeadTransform
-from model_proc.kernels.launching import INTERPRETED, next_power_of_two
+from model_proc.kernels.launching import INTERPRETED, launch_options, next_power_of_two
 
 MIN_SPLIT = 64  # fewer cached tokens are not worth a program
 PROGRAMS_PER_SM = 3  # that run at the same time
@@ -250,7 +250,6 @@ def decode_attention(
     eps = 0.0
     if transform is not None:
         q_norm, k_norm, rope, eps = transform.q_norm, transform.k_norm, transform.rope, transform.eps
-    options = {} if INTERPRETED else {"launch_pdl": pdl}
     _decode[batch, kv_heads, splits](
         query, key, value, out, key_cache, value_cache, tables, rows.token_rows, rows.slots, rows.contexts,
         q_norm, k_norm, rope, part_out, part_stats, arrivals, params.scale, params.softcap or 0.0, eps,
@@ -258,7 +257,7 @@ def decode_attention(
         GROUP=group, M=m, DIM=dim, DIM_PAD=dim_pad, BLOCK_SIZE=block_size, BLOCK_N=block_n, MIN_SPLIT=MIN_SPLIT,
         WINDOW=params.sliding_window or 0, HAS_NORM=q_norm is not None, HAS_ROPE=rope is not None,
         HAS_SOFTCAP=bool(params.softcap), PDL=pdl and not INTERPRETED, num_warps=num_warps,
-        num_stages=num_stages, **options,
+        num_stages=num_stages, **launch_options(pdl),
     )  # fmt: skip
 
 

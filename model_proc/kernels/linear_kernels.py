@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model_proc.kernels.launching import INTERPRETED, next_power_of_two
+from model_proc.kernels.launching import INTERPRETED, launch_options, next_power_of_two
 
 
 @triton.jit
@@ -73,19 +73,24 @@ def _matvec(
 
 
 @triton.jit
-def _norm_rows(x, norm, out, eps, K: tl.constexpr, K_PAD: tl.constexpr):
+def _norm_rows(x, norm, out, eps, K: tl.constexpr, K_PAD: tl.constexpr, PDL: tl.constexpr):
     """RMS norm of one row of [T, K]."""
     row = tl.program_id(0).to(tl.int64) * K
     columns = tl.arange(0, K_PAD)
     mask = columns < K
+    weight = tl.load(norm + columns, mask=mask, other=0.0).to(tl.float32)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
     v = tl.load(x + row + columns, mask=mask, other=0.0).to(tl.float32)
-    v = v * tl.rsqrt(tl.sum(v * v, axis=0) / K + eps) * tl.load(norm + columns, mask=mask, other=0.0).to(tl.float32)
+    v = v * tl.rsqrt(tl.sum(v * v, axis=0) / K + eps) * weight
     tl.store(out + row + columns, v.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _gate_rows(gate_up, out, K: tl.constexpr, BLOCK: tl.constexpr):
+def _gate_rows(gate_up, out, K: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """silu(gate) * up: a piece of one row of [T, 2 * K] -> [T, K]."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
     row, columns = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < K
     gate = tl.load(gate_up + row * 2 * K + columns, mask=mask, other=0.0).to(tl.float32)
@@ -114,11 +119,10 @@ def matvec(
     n = weight.shape[0] // (2 if gated else 1)
     out = torch.empty((1, n), dtype=x.dtype, device=x.device)
     block_n, block_k, num_warps = matvec_blocks(n, k, gated)
-    options = {} if INTERPRETED else {"launch_pdl": pdl}
     _matvec[(triton.cdiv(n, block_n),)](
         x, norm, weight, bias, hidden, out, n, eps, scale, K=k, BLOCK_N=block_n, BLOCK_K=block_k,
         HAS_NORM=norm is not None, HAS_BIAS=bias is not None, GATED=gated, ADDS=hidden is not None,
-        PDL=pdl and not INTERPRETED, num_warps=num_warps, **options,
+        PDL=pdl and not INTERPRETED, num_warps=num_warps, **launch_options(pdl),
     )  # fmt: skip
     return out
 
@@ -136,20 +140,25 @@ def matvec_blocks(n: int, k: int, gated: bool) -> tuple[int, int, int]:
     return (2, 1024, 2) if k <= 8192 else (2, 2048, 4)
 
 
-def norm_rows(x: Tensor, norm: Tensor, eps: float) -> Tensor:
+def norm_rows(x: Tensor, norm: Tensor, eps: float, pdl: bool = False) -> Tensor:
     """RMS norm of the rows of x [T, K], accumulated in float32."""
     out = torch.empty_like(x)
     k = x.shape[1]
-    _norm_rows[(x.shape[0],)](x, norm, out, eps, K=k, K_PAD=next_power_of_two(k), num_warps=4 if k <= 4096 else 8)
+    _norm_rows[(x.shape[0],)](
+        x, norm, out, eps, K=k, K_PAD=next_power_of_two(k), PDL=pdl and not INTERPRETED,
+        num_warps=4 if k <= 4096 else 8, **launch_options(pdl),
+    )  # fmt: skip
     return out
 
 
-def gate_rows(gate_up: Tensor) -> Tensor:
+def gate_rows(gate_up: Tensor, pdl: bool = False) -> Tensor:
     """silu(gate) * up: [T, 2 * K] -> [T, K]."""
     rows, k = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty((rows, k), dtype=gate_up.dtype, device=gate_up.device)
     block = min(2048, next_power_of_two(k))
-    _gate_rows[rows, triton.cdiv(k, block)](gate_up, out, K=k, BLOCK=block, num_warps=4)
+    _gate_rows[rows, triton.cdiv(k, block)](
+        gate_up, out, K=k, BLOCK=block, PDL=pdl and not INTERPRETED, num_warps=4, **launch_options(pdl)
+    )
     return out
 
 

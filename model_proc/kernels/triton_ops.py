@@ -21,12 +21,12 @@ class TritonOps:
     def norm_linear(self, x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Tensor:
         if x.shape[0] == 1:
             return matvec(x, weight, norm, eps, bias, pdl=self._pdl)
-        return linear(norm_rows(x, norm, eps), weight, bias)
+        return linear(norm_rows(x, norm, eps, self._pdl), weight, bias)
 
     def norm_gate_up(self, x: Tensor, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Tensor:
         if x.shape[0] == 1:
             return matvec(x, weight, norm, eps, bias, gated=True, pdl=self._pdl)
-        return gate_rows(linear(norm_rows(x, norm, eps), weight, bias))
+        return gate_rows(linear(norm_rows(x, norm, eps, self._pdl), weight, bias), self._pdl)
 
     def add_linear(self, hidden: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
         if x.shape[0] == 1:
