@@ -15,15 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model_proc.attention.decode_kernel import DecodeRows
+from model_proc.attention.decode_kernel import DecodeRows, cut_parts, max_parts
 from model_proc.attention.paged import KVCache
 from model_proc.attention.triton_paged import TritonAttention, TritonAttentionStep
 from model_proc.batch import Batch, StepInputs
+from model_proc.kernels.launching import next_power_of_two
 from model_proc.kernels.sampling_kernels import resolve_tokens, sample_plain
 from model_proc.models.open import Model
 
-TOKEN_IDS, SLOTS, POSITIONS, CONTEXTS, TEMPERATURES, NUMBERS = range(6)
-"""Rows of the input buffer: int32, the last two holding float32 bits. A token id of -1 is what the slot sampled."""
+TOKEN_IDS, SLOTS, POSITIONS, CONTEXTS, TEMPERATURES, NUMBERS, PART_LENGTH, PART_SEQUENCES, PART_NUMBERS = range(9)
+"""Rows of the input buffer: int32, TEMPERATURES and NUMBERS holding float32 bits. A token id of -1 is what the slot
+sampled. The part rows are those of DecodeRows; they are longer than the others, whose ends are unused."""
 
 
 @dataclass(slots=True)
@@ -56,7 +58,11 @@ class DecodeGraphs:
         self._sizes = sizes
         self._nobody = len(batch.last_token) - 1
         device = batch.last_token.device
-        self._inputs = torch.zeros((6, sizes[-1]), dtype=torch.int32, device=device)
+        self._kv_heads = cache.keys[0].shape[1]
+        width = next_power_of_two(max_parts(sizes[-1], self._kv_heads, attention.num_sms))
+        self._inputs = torch.zeros((9, width), dtype=torch.int32, device=device)
+        self._inputs[PART_LENGTH] = 1
+        self._inputs[PART_SEQUENCES] = -1
         self._rows = torch.arange(sizes[-1], dtype=torch.int32, device=device)
         self._captured: dict[int, Captured] = {}
         # One more than there are steps in flight, so that a step's copy has been read when its buffer's turn comes again.
@@ -97,8 +103,13 @@ class DecodeGraphs:
         count = len(inputs.slots)
         pinned = self._host_inputs[0]
         self._host_inputs.rotate(-1)
+        sequences, part_numbers, length = cut_parts(inputs.context_lens, self._kv_heads, self._attention.num_sms)
         rows = pinned.numpy()
-        rows[:, count:size] = 0
+        rows[PART_LENGTH, 0] = length
+        rows[PART_SEQUENCES, : len(sequences)] = sequences
+        rows[PART_SEQUENCES, len(sequences) :] = -1
+        rows[PART_NUMBERS, : len(sequences)] = part_numbers
+        rows[:PART_LENGTH, count:size] = 0
         rows[SLOTS, count:size] = self._nobody
         rows = rows[:, :count]
         rows[TOKEN_IDS] = np.where(inputs.from_device, -1, inputs.token_ids)
@@ -120,7 +131,11 @@ class DecodeGraphs:
 
     def _forward(self, size: int) -> Tensor:
         inputs = self._inputs[:, :size]
-        rows = DecodeRows(self._rows[:size], inputs[SLOTS], inputs[CONTEXTS])
+        parts = self._inputs[:, : max_parts(size, self._kv_heads, self._attention.num_sms)]
+        rows = DecodeRows(
+            self._rows[:size], inputs[SLOTS], inputs[CONTEXTS], parts[PART_SEQUENCES], parts[PART_NUMBERS],
+            self._inputs[PART_LENGTH, :1],
+        )  # fmt: skip
         step = TritonAttentionStep(self._attention, self._cache, rows, None)
         token_ids = resolve_tokens(inputs[TOKEN_IDS], inputs[SLOTS], self._last_token)
         return self._model.forward(token_ids, inputs[POSITIONS], None, step)

@@ -1,7 +1,8 @@
 """Attention of sequences that compute one token each, over the paged cache (Triton).
 
-The work of one sequence and KV head goes to several programs, each with a range of the cached tokens (flash-decoding,
-Dao et al., 2023). All query heads of the KV head are the rows of one small matrix, so every key and value is read once.
+The cached tokens of a sequence are cut into parts, and every part and KV head gets a program (flash-decoding, Dao et
+al., 2023). How long a part is depends on all sequences of the step together, so that the device is filled and no long
+sequence keeps it waiting. All query heads of the KV head are the rows of one small matrix, so every key and value is read once.
 The program that finishes last joins the parts, so no second launch is needed. The kernel is bound by the memory that
 keys and values come from.
 
@@ -13,15 +14,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model_proc.attention.paged import AttentionParams, HeadTransform
 from model_proc.kernels.launching import INTERPRETED, launch_options, next_power_of_two
 
-MIN_SPLIT = 64  # fewer cached tokens are not worth a program
+MIN_PART, MAX_PART = 64, 512  # cached tokens of a part; MAX_PART gives way when there would be too many parts
+PARTS_PER_SEQUENCE = 2  # beyond the first one, on average
 PROGRAMS_PER_SM = 3  # that run at the same time
 
 
@@ -83,32 +87,41 @@ def _decode(
     query, key, value, out,  # [T, heads, dim], a row's heads side by side
     key_cache, value_cache,  # [rows, kv_heads, dim]
     tables,  # [slots, blocks] int32
-    token_rows, slots, contexts,  # [B] int32; a context of 0 is padding
+    token_rows, slots, contexts,  # [B] int32
+    part_sequences, part_numbers,  # [P] int32: whose part, and the how manieth; a sequence of -1 is padding
+    part_length,  # [1] int32
     q_norm, k_norm, rope,
-    part_out,  # [B, kv_heads, splits, M, dim] float32
-    part_stats,  # [B, kv_heads, splits, 2, M] float32: maximum, sum
+    part_out,  # [P, kv_heads, M, dim] float32
+    part_stats,  # [P, kv_heads, 2, M] float32: maximum, sum
     arrivals,  # [B, kv_heads] int32, zero between launches
     scale, softcap, eps,
     query_stride, key_stride, value_stride, out_stride, table_stride,
     GROUP: tl.constexpr, M: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, MIN_SPLIT: tl.constexpr, WINDOW: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, WINDOW: tl.constexpr,
     HAS_NORM: tl.constexpr, HAS_ROPE: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    index, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    num_kv_heads, num_splits = tl.num_programs(1), tl.num_programs(2)
+    part, kv_head = tl.program_id(0), tl.program_id(1)
+    num_kv_heads = tl.num_programs(1)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
+    sequence = tl.load(part_sequences + part)
+    number = tl.load(part_numbers + part)
+    length = tl.load(part_length)
+    is_padding = sequence < 0
+    index = tl.maximum(sequence, 0)
     context = tl.load(contexts + index)
     row = tl.load(token_rows + index).to(tl.int64)
     table = tables + tl.load(slots + index).to(tl.int64) * table_stride
     newest = context - 1
-    first = 0
+    last_part = tl.maximum(1, tl.cdiv(newest, length)) - 1
+    first, first_part = 0, 0
     if WINDOW > 0:
         first = tl.maximum(0, context - WINDOW)
-    per_split = tl.maximum(MIN_SPLIT, tl.cdiv(tl.cdiv(newest - first, num_splits), BLOCK_N) * BLOCK_N)
-    active = tl.maximum(1, tl.cdiv(newest - first, per_split))
-    begin = first + split * per_split
-    end = tl.minimum(begin + per_split, newest)
+        first_part = tl.minimum(first // length, last_part)
+    begin = tl.maximum(number * length, first)
+    end = tl.minimum(number * length + length, newest)
+    if is_padding:
+        end = begin
     dims = tl.arange(0, DIM_PAD)
     members = tl.arange(0, M)
     is_dim = dims < DIM
@@ -118,7 +131,7 @@ def _decode(
     )  # fmt: skip
     if PDL:
         tl.extra.cuda.gdc_wait()
-    if (context == 0) | (split >= active):
+    if is_padding | (number < first_part):
         return
 
     heads = query + row * query_stride + kv_head * GROUP * DIM
@@ -133,7 +146,7 @@ def _decode(
             key_cache, value_cache, table, start, end, kv_head, num_kv_heads, dims, DIM, BLOCK_SIZE, BLOCK_N
         )  # fmt: skip
         best, total, acc = _absorb(q, k, v, seen, best, total, acc, softcap, HAS_SOFTCAP)
-    if split == active - 1:
+    if number == last_part:
         # The newest token is not read from the cache: this program is the one that writes it there.
         one = tl.arange(0, 1)
         heads = key + row * key_stride + kv_head * DIM
@@ -156,29 +169,31 @@ def _decode(
 
     out_places = out + row * out_stride + (kv_head * GROUP + members[:, None]) * DIM + dims[None, :]
     out_mask = (members < GROUP)[:, None] & is_dim[None, :]
-    if active == 1:
+    if first_part == last_part:
         tl.store(out_places, (acc / total[:, None]).to(out.dtype.element_ty), mask=out_mask)
         return
-    pair = index * num_kv_heads + kv_head
-    part = (pair * num_splits + split).to(tl.int64)
+    place = (part * num_kv_heads + kv_head).to(tl.int64)
     in_part = members[:, None] * DIM_PAD + dims[None, :]
-    tl.store(part_out + part * M * DIM_PAD + in_part, acc)
-    tl.store(part_stats + part * 2 * M + members, best)
-    tl.store(part_stats + part * 2 * M + M + members, total)
+    is_member = members < GROUP
+    tl.store(part_out + place * M * DIM_PAD + in_part, acc, mask=out_mask)
+    tl.store(part_stats + place * 2 * M + members, best, mask=is_member)
+    tl.store(part_stats + place * 2 * M + M + members, total, mask=is_member)
     # Every thread's stores must be done before one thread says that this part is there.
     tl.debug_barrier()
-    arrived = tl.atomic_add(arrivals + pair, 1, sem="acq_rel")
-    if arrived == active - 1:
-        tl.store(arrivals + pair, 0)
-        best = tl.full([M], float("-inf"), tl.float32)
+    arrived = tl.atomic_add(arrivals + index * num_kv_heads + kv_head, 1, sem="acq_rel")
+    if arrived == last_part - first_part:
+        tl.store(arrivals + index * num_kv_heads + kv_head, 0)
+        best = tl.full([M], -1.0e30, tl.float32)
         total = tl.zeros([M], tl.float32)
         acc = tl.zeros([M, DIM_PAD], tl.float32)
-        for other in range(0, active):
-            part = (pair * num_splits + other).to(tl.int64)
+        for other in range(first_part, last_part + 1):
+            place = ((part - number + other) * num_kv_heads + kv_head).to(tl.int64)
             # Written by other multiprocessors in this very launch: past the first-level cache.
-            part_best = tl.load(part_stats + part * 2 * M + members, cache_modifier=".cg")
-            part_total = tl.load(part_stats + part * 2 * M + M + members, cache_modifier=".cg")
-            part_acc = tl.load(part_out + part * M * DIM_PAD + in_part, cache_modifier=".cg")
+            stats = part_stats + place * 2 * M + members
+            part_best = tl.load(stats, mask=is_member, other=-1.0e30, cache_modifier=".cg")
+            part_total = tl.load(stats + M, mask=is_member, other=1.0, cache_modifier=".cg")
+            outs = part_out + place * M * DIM_PAD + in_part
+            part_acc = tl.load(outs, mask=out_mask, other=0.0, cache_modifier=".cg")
             new_best = tl.maximum(best, part_best)
             correction = tl.exp(best - new_best)
             part_correction = tl.exp(part_best - new_best)
@@ -190,33 +205,57 @@ def _decode(
 
 @dataclass(slots=True)
 class DecodeRows:
-    """Which tokens of a step decode; all int32 on the device, [B]."""
+    """Which tokens of a step decode, and how the work is cut; all int32 on the device. Parts as `cut_parts` makes them."""
 
-    token_rows: Tensor  # index among the step's tokens
-    slots: Tensor  # row of the block table
-    contexts: Tensor  # tokens of the sequence, the computed one included; 0 is padding
+    token_rows: Tensor  # [B] index among the step's tokens
+    slots: Tensor  # [B] row of the block table
+    contexts: Tensor  # [B] tokens of the sequence, the computed one included
+    part_sequences: Tensor  # [P] which of the B; -1 is padding
+    part_numbers: Tensor  # [P] the how manieth part of it
+    part_length: Tensor  # [1] cached tokens of a part
+
+
+def max_parts(batch: int, kv_heads: int, num_sms: int) -> int:
+    """How many parts `cut_parts` makes at most."""
+    return batch + max(PARTS_PER_SEQUENCE * batch, -(-num_sms * PROGRAMS_PER_SM // kv_heads))
+
+
+def cut_parts(
+    contexts: NDArray[np.int64], kv_heads: int, num_sms: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    """Cut the cached tokens of sequences into parts: of each part its sequence and number, and the length of all.
+
+    Few tokens are cut into as many parts as the device runs at the same time; many into parts that are short beside the
+    whole. A sequence without cached tokens has one part too.
+    """
+    batch = len(contexts)
+    cached = contexts - 1
+    total = int(cached.sum())
+    even = min(MAX_PART, total * kv_heads // (num_sms * PROGRAMS_PER_SM))
+    length = max(MIN_PART, even, -(-total // (max_parts(batch, kv_heads, num_sms) - batch)))
+    length = -(-length // MIN_PART) * MIN_PART
+    counts = np.maximum(1, -(-cached // length))
+    sequences = np.repeat(np.arange(batch), counts)
+    return sequences, np.arange(len(sequences)) - np.repeat(np.cumsum(counts) - counts, counts), length
 
 
 class DecodeScratch:
     """What the parts of one decode launch are kept in until they are joined; one for all layers."""
 
-    def __init__(self, device: torch.device, num_sms: int) -> None:
+    def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._num_sms = num_sms
-        self._parts: dict[tuple[int, int, int, int, int], tuple[Tensor, Tensor, Tensor]] = {}
+        self._kept: dict[tuple[int, int, int, int], tuple[Tensor, Tensor, Tensor]] = {}
 
-    def splits(self, batch: int, kv_heads: int) -> int:
-        """Into how many parts the longest sequences are cut, so that the whole device has work."""
-        return max(1, min(64, self._num_sms * PROGRAMS_PER_SM // (batch * kv_heads)))
-
-    def parts(self, batch: int, kv_heads: int, splits: int, m: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    def parts(self, batch: int, parts: int, kv_heads: int, m: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
         """Outputs, statistics and arrival counters of a launch of this shape. Kept: CUDA graphs hold on to them."""
-        key = (batch, kv_heads, splits, m, dim)
-        if key not in self._parts:
-            out = torch.empty(batch * kv_heads * splits * m * dim, dtype=torch.float32, device=self._device)
-            stats = torch.empty(batch * kv_heads * splits * 2 * m, dtype=torch.float32, device=self._device)
-            self._parts[key] = out, stats, torch.zeros(batch * kv_heads, dtype=torch.int32, device=self._device)
-        return self._parts[key]
+        # Rounded up, so that the many shapes of steps outside graphs share a few.
+        batch, parts = next_power_of_two(batch), next_power_of_two(parts)
+        key = (batch, parts, kv_heads, m * dim)
+        if key not in self._kept:
+            out = torch.empty(parts * kv_heads * m * dim, dtype=torch.float32, device=self._device)
+            stats = torch.empty(parts * kv_heads * 2 * m, dtype=torch.float32, device=self._device)
+            self._kept[key] = out, stats, torch.zeros(batch * kv_heads, dtype=torch.int32, device=self._device)
+        return self._kept[key]
 
 
 def decode_attention(
@@ -233,8 +272,6 @@ def decode_attention(
     transform: HeadTransform | None,
     scratch: DecodeScratch,
     pdl: bool = False,
-    splits: int = 0,
-    blocks: tuple[int, int, int] | None = None,
 ) -> None:
     """Attend for `rows`; writes their rows of `out` and of the cache.
 
@@ -243,18 +280,18 @@ def decode_attention(
     batch, kv_heads, dim = len(rows.slots), key.shape[1], key.shape[2]
     group = query.shape[1] // kv_heads
     m, dim_pad = max(16, next_power_of_two(group)), next_power_of_two(dim)
-    block_n, num_warps, num_stages = blocks or decode_blocks(batch * kv_heads, dim_pad * key.dtype.itemsize)
-    splits = splits or scratch.splits(batch, kv_heads)
-    part_out, part_stats, arrivals = scratch.parts(batch, kv_heads, splits, m, dim_pad)
+    block_n, num_warps, num_stages = decode_blocks(batch * kv_heads, dim_pad * key.dtype.itemsize)
+    num_parts = len(rows.part_sequences)
+    part_out, part_stats, arrivals = scratch.parts(batch, num_parts, kv_heads, m, dim_pad)
     q_norm = k_norm = rope = None
     eps = 0.0
     if transform is not None:
         q_norm, k_norm, rope, eps = transform.q_norm, transform.k_norm, transform.rope, transform.eps
-    _decode[batch, kv_heads, splits](
+    _decode[num_parts, kv_heads](
         query, key, value, out, key_cache, value_cache, tables, rows.token_rows, rows.slots, rows.contexts,
-        q_norm, k_norm, rope, part_out, part_stats, arrivals, params.scale, params.softcap or 0.0, eps,
+        rows.part_sequences, rows.part_numbers, rows.part_length, q_norm, k_norm, rope, part_out, part_stats, arrivals, params.scale, params.softcap or 0.0, eps,
         query.stride(0), key.stride(0), value.stride(0), out.stride(0), tables.stride(0),
-        GROUP=group, M=m, DIM=dim, DIM_PAD=dim_pad, BLOCK_SIZE=block_size, BLOCK_N=block_n, MIN_SPLIT=MIN_SPLIT,
+        GROUP=group, M=m, DIM=dim, DIM_PAD=dim_pad, BLOCK_SIZE=block_size, BLOCK_N=block_n,
         WINDOW=params.sliding_window or 0, HAS_NORM=q_norm is not None, HAS_ROPE=rope is not None,
         HAS_SOFTCAP=bool(params.softcap), PDL=pdl and not INTERPRETED, num_warps=num_warps,
         num_stages=num_stages, **launch_options(pdl),
@@ -264,13 +301,11 @@ def decode_attention(
 def decode_blocks(pairs: int, row_bytes: int) -> tuple[int, int, int]:
     """Cached tokens that a program looks at together, its warps, and how many pieces are on their way.
 
-    `pairs` of a sequence and a KV head, each with rows of so many bytes: what measured best on an H200. Few pairs need
-    quick programs, many pairs small ones.
+    `pairs` of a sequence and a KV head, each with rows of so many bytes: what measured best on an H200. Few pairs
+    need quick programs.
     """
     if row_bytes > 512:
         return 32, 4, 2
     if row_bytes > 256:
         return 64, 4, 2
-    if pairs <= 64:
-        return 64, 8, 2
-    return (64, 4, 2) if pairs <= 1024 else (16, 1, 3)
+    return (64, 8, 2) if pairs <= 64 else (64, 4, 2)

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model_proc.attention.decode_kernel import DecodeRows, DecodeScratch, decode_attention
+from model_proc.attention.decode_kernel import DecodeRows, DecodeScratch, cut_parts, decode_attention
 from model_proc.attention.dense_prefill import attend_densely, group_prompts
 from model_proc.attention.paged import AttentionParams, HeadTransform, KVCache
 from model_proc.attention.prefill_kernel import BLOCK_M, Prepared, PrefillRows, prefill_attention, prepare
@@ -22,8 +22,9 @@ class TritonAttention:
 
     def __init__(self, batch: Batch, device: torch.device, pdl: bool = False) -> None:
         self.tables = torch.zeros(batch.block_table.shape, dtype=torch.int32, device=device)  # [slots, blocks]
-        num_sms = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else None
-        self.scratch = DecodeScratch(device, num_sms or INTERPRETER_SMS)
+        is_gpu = device.type == "cuda"
+        self.num_sms = torch.cuda.get_device_properties(device).multi_processor_count if is_gpu else INTERPRETER_SMS
+        self.scratch = DecodeScratch(device)
         self.pdl = pdl
         self.uses_dense = False  # whether whole long prompts go to cuDNN; whoever made its plans sets it
 
@@ -37,9 +38,17 @@ class TritonAttention:
         self.update_tables(inputs)
         is_decode = inputs.query_lens == 1
         device = self.tables.device
-        decodes = _decode_rows(inputs, np.flatnonzero(is_decode), device) if is_decode.any() else None
+        decodes = self._decode_rows(cache, inputs, np.flatnonzero(is_decode)) if is_decode.any() else None
         prefills = None if is_decode.all() else _prefill_rows(batch, inputs, is_decode, self.uses_dense, device)
         return TritonAttentionStep(self, cache, decodes, prefills)
+
+    def _decode_rows(self, cache: KVCache, inputs: StepInputs, members: NDArray[np.int64]) -> DecodeRows:
+        """The sequences `members` of the step, which compute one token each."""
+        contexts = inputs.context_lens[members]
+        last_rows = np.cumsum(inputs.query_lens)[members] - 1
+        sequences, numbers, length = cut_parts(contexts, cache.keys[0].shape[1], self.num_sms)
+        arrays = (last_rows, inputs.slots[members], contexts, sequences, numbers, np.array([length]))
+        return DecodeRows(*upload(arrays, self.tables.device, torch.int32))
 
 
 class TritonAttentionStep:
@@ -95,13 +104,6 @@ class TritonAttentionStep:
 def _packed(heads: Tensor) -> Tensor:
     """Heads [T, heads, dim] with a row's heads side by side, as the kernels read them."""
     return heads if heads.stride()[1:] == (heads.shape[2], 1) else heads.contiguous()
-
-
-def _decode_rows(inputs: StepInputs, members: NDArray[np.int64], device: torch.device) -> DecodeRows:
-    """The sequences `members` of the step, which compute one token each."""
-    last_rows = np.cumsum(inputs.query_lens)[members] - 1
-    arrays = (last_rows, inputs.slots[members], inputs.context_lens[members])
-    return DecodeRows(*upload(arrays, device, torch.int32))
 
 
 def _prefill_rows(
