@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmark.offline import OPTIONS
@@ -113,7 +114,7 @@ def kernels(recorded: Any, steps: int) -> list[dict[str, Any]]:
     """Time and launches a step, by kernel, the costliest first."""
     total: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for event in recorded.events():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
+        if event.device_type == DeviceType.CUDA:
             entry = total[event.name]
             entry[0] += event.device_time_total / 1e3 / steps
             entry[1] += 1 / steps

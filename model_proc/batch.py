@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from ipc.messages import Admit, Plan, Sampling
 
-
 NOTHING: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 
 

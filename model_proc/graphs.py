@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model_proc.attention.decode_kernel import DecodeRows, cut_parts, max_parts
+from model_proc.attention.decode_kernel import DecodeRows
+from model_proc.attention.decode_parts import cut_parts, max_parts
 from model_proc.attention.paged import KVCache
 from model_proc.attention.triton_paged import TritonAttention, TritonAttentionStep
 from model_proc.batch import Batch, StepInputs
@@ -65,9 +66,10 @@ class DecodeGraphs:
         self._inputs[PART_SEQUENCES] = -1
         self._rows = torch.arange(sizes[-1], dtype=torch.int32, device=device)
         self._captured: dict[int, Captured] = {}
-        # One more than there are steps in flight, so that a step's copy has been read when its buffer's turn comes again.
+        # One more than there are steps in flight: when a buffer's turn comes again, its step's copy has read it.
         self._host_inputs = deque(
-            torch.zeros(self._inputs.shape, dtype=torch.int32, pin_memory=self._inputs.is_cuda) for _ in range(depth + 1)
+            torch.zeros(self._inputs.shape, dtype=torch.int32, pin_memory=self._inputs.is_cuda)
+            for _ in range(depth + 1)
         )
 
     def capture(self, progress: Callable[[int, int], None]) -> None:

@@ -8,6 +8,7 @@ for as long as the device needs them, however many steps are in flight.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ NUMPY_DTYPES = {torch.int32: np.int32, torch.int64: np.int64}
 
 
 def upload(
-    arrays: Sequence[NDArray[np.int64]], device: torch.device, dtype: torch.dtype = torch.int64
+    arrays: Sequence[NDArray[np.integer[Any]]], device: torch.device, dtype: torch.dtype = torch.int64
 ) -> list[Tensor]:
     """The arrays as tensors on the device, in one copy that the host does not wait for."""
     if device.type == "cpu":

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +33,9 @@ from model_proc.sampler import Sampled, Sampler
 from model_proc.staging import upload
 
 if TYPE_CHECKING:
-    from model_proc.graphs import DecodeGraphs  # not at run time: it needs Triton
+    # Not at run time: they need Triton.
+    from model_proc.attention.triton_paged import TritonAttention
+    from model_proc.graphs import DecodeGraphs
 
 CPU_KV_CACHE_BYTES = 4 << 30  # at most this much, and at most a quarter of the memory that is free
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -45,7 +48,7 @@ class Launched:
     """A step in flight."""
 
     plan: Plan
-    sampling: list[Sampling | None]  # of the sequences that sample
+    sampling: list[Sampling]  # of the sequences that sample
     slots: list[int]  # theirs
     sampled: Sampled | None  # on the host once `done` has happened; None when nobody samples
     done: torch.cuda.Event | None  # None on a CPU, where `launch` has done the work
@@ -83,9 +86,10 @@ class TorchRunner:
             self._batch = Batch(config.max_num_seqs, files.max_model_len, config.block_size, self._device)
             eos_token_ids = generation_defaults(folder)["eos_token_id"]
             self._sampler = Sampler(config.max_num_seqs, files.vocab_size, eos_token_ids, self._device)
-            self._attention = self._open_attention(uses_triton, layers)
-            if is_native and uses_triton and self._device.type == "cuda" and not config.enforce_eager:
-                self._graphs = self._capture()
+            attention = self._open_attention(uses_triton, layers)
+            self._attention: AttentionBackend = attention
+            if is_native and not isinstance(attention, TorchAttention) and self._uses_graphs():
+                self._graphs = self._capture(attention)
         if uses_triton and self._device.type == "cuda":
             self._warm_up(num_blocks)
         log.info(
@@ -116,13 +120,13 @@ class TorchRunner:
                 if sampled is not None:
                     sampled = sampled.to_host()
                 if self._device.type == "cuda":
-                    done = torch.cuda.Event()
+                    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
                     done.record()
         except RuntimeError as failure:
             log.exception("step %d failed", plan.step)
             error = f"the model failed in this step: {type(failure).__name__}"
         slots = inputs.sample_slots.tolist()
-        sampling = [self._batch.sampling[slot] for slot in slots]
+        sampling = self._sampling_of(slots)
         self._in_flight.append(Launched(plan, sampling, slots, sampled, done, error, started))
 
     @property
@@ -131,7 +135,7 @@ class TorchRunner:
 
     def is_done(self) -> bool:
         done = self._in_flight[0].done
-        return done is None or done.query()
+        return done is None or bool(done.query())  # type: ignore[no-untyped-call]
 
     def collect(self) -> Result:
         step = self._in_flight.popleft()
@@ -179,9 +183,9 @@ class TorchRunner:
             from model_proc.kernels.sampling_kernels import sample_plain
 
             bits = upload((temperatures.view(np.int32), numbers.view(np.int32)), self._device, torch.int32)
-            columns = [column.view(torch.float32) for column in bits]
-            return Sampled(sample_plain(logits, *columns, device_slots, last_token), None, None)
-        sampling = [self._batch.sampling[slot] for slot in slots]
+            heat, number = (column.view(torch.float32) for column in bits)
+            return Sampled(sample_plain(logits, heat, number, device_slots, last_token), None, None)
+        sampling = self._sampling_of(slots)
         num_output = inputs.sample_positions - self._batch.output_start[slots]
         sampled = sampler.sample(logits, sampling, slots, inputs.sample_positions, num_output)
         last_token[device_slots] = sampled.token_ids.clamp(min=0)
@@ -191,7 +195,13 @@ class TorchRunner:
         """Compute a step's tokens. Returns the logits of the rows that sample, [S, vocabulary]."""
         step = self._attention.step(self._cache, self._batch, inputs)
         host_ids, from_device, token_slots, positions, sample_rows = upload(
-            (inputs.token_ids, inputs.from_device, inputs.token_slots, inputs.positions, inputs.sample_rows),
+            (
+                inputs.token_ids,
+                inputs.from_device.astype(np.int64),
+                inputs.token_slots,
+                inputs.positions,
+                inputs.sample_rows,
+            ),
             self._device,
         )
         token_ids = torch.where(from_device != 0, self._batch.last_token[token_slots], host_ids)
@@ -220,6 +230,9 @@ class TorchRunner:
             if self._batch.sampling[slot] is None:
                 raise ValueError(f"the plan computes slot {slot}, which is empty")
 
+    def _sampling_of(self, slots: Iterable[int]) -> list[Sampling]:
+        return [params for slot in slots if (params := self._batch.sampling[slot]) is not None]
+
     # -- loading -------------------------------------------------------------------------------------------------------
 
     def _open_model(self, folder: Path, uses_triton: bool) -> tuple[Model, bool]:
@@ -244,7 +257,7 @@ class TorchRunner:
         )
         return decoder, True
 
-    def _open_attention(self, uses_triton: bool, layers: list[LayerShape]) -> AttentionBackend:
+    def _open_attention(self, uses_triton: bool, layers: list[LayerShape]) -> TorchAttention | TritonAttention:
         self._has_kernels = uses_triton
         if not uses_triton:
             return TorchAttention()
@@ -268,14 +281,17 @@ class TorchRunner:
             )  # fmt: skip
         return attention
 
-    def _capture(self) -> DecodeGraphs:
+    def _uses_graphs(self) -> bool:
+        return self._device.type == "cuda" and not self._config.enforce_eager
+
+    def _capture(self, attention: TritonAttention) -> DecodeGraphs:
         """Graphs of decode steps, captured now."""
         from model_proc.graphs import DecodeGraphs, capture_sizes
 
         wanted = [int(size) for size in self._config.cudagraph_capture_sizes]
         sizes = capture_sizes(wanted, self._config.max_num_seqs)
         depth = self._config.pipeline_depth
-        graphs = DecodeGraphs(self._model, self._attention, self._cache, self._batch, sizes, depth)
+        graphs = DecodeGraphs(self._model, attention, self._cache, self._batch, sizes, depth)
         graphs.capture(lambda done, total: self._loading("capture CUDA graphs", done, total))
         return graphs
 

@@ -2,7 +2,8 @@
 
 The cached tokens of a sequence are cut into parts, and every part and KV head gets a program (flash-decoding, Dao et
 al., 2023). How long a part is depends on all sequences of the step together, so that the device is filled and no long
-sequence keeps it waiting. All query heads of the KV head are the rows of one small matrix, so every key and value is read once.
+sequence keeps it waiting. All query heads of the KV head are the rows of one small matrix, so that every key and value
+is read once.
 The program that finishes last joins the parts, so no second launch is needed. The kernel is bound by the memory that
 keys and values come from.
 
@@ -14,19 +15,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
-from numpy.typing import NDArray
 from torch import Tensor
 
 from model_proc.attention.paged import AttentionParams, HeadTransform
 from model_proc.kernels.launching import INTERPRETED, launch_options, next_power_of_two
-
-MIN_PART, MAX_PART = 64, 512  # cached tokens of a part; MAX_PART gives way when there would be too many parts
-PARTS_PER_SEQUENCE = 2  # beyond the first one, on average
-PROGRAMS_PER_SM = 3  # that run at the same time
 
 
 @triton.jit
@@ -104,11 +99,11 @@ def _decode(
     num_kv_heads = tl.num_programs(1)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-    sequence = tl.load(part_sequences + part)
+    index = tl.load(part_sequences + part)
+    if index < 0:  # padding need not wait for anything: it makes way at once
+        return
     number = tl.load(part_numbers + part)
     length = tl.load(part_length)
-    is_padding = sequence < 0
-    index = tl.maximum(sequence, 0)
     context = tl.load(contexts + index)
     row = tl.load(token_rows + index).to(tl.int64)
     table = tables + tl.load(slots + index).to(tl.int64) * table_stride
@@ -120,8 +115,6 @@ def _decode(
         first_part = tl.minimum(first // length, last_part)
     begin = tl.maximum(number * length, first)
     end = tl.minimum(number * length + length, newest)
-    if is_padding:
-        end = begin
     dims = tl.arange(0, DIM_PAD)
     members = tl.arange(0, M)
     is_dim = dims < DIM
@@ -131,7 +124,7 @@ def _decode(
     )  # fmt: skip
     if PDL:
         tl.extra.cuda.gdc_wait()
-    if is_padding | (number < first_part):
+    if number < first_part:
         return
 
     heads = query + row * query_stride + kv_head * GROUP * DIM
@@ -205,7 +198,7 @@ def _decode(
 
 @dataclass(slots=True)
 class DecodeRows:
-    """Which tokens of a step decode, and how the work is cut; all int32 on the device. Parts as `cut_parts` makes them."""
+    """Which tokens of a step decode, and how `cut_parts` cut the work; all int32 on the device."""
 
     token_rows: Tensor  # [B] index among the step's tokens
     slots: Tensor  # [B] row of the block table
@@ -213,30 +206,6 @@ class DecodeRows:
     part_sequences: Tensor  # [P] which of the B; -1 is padding
     part_numbers: Tensor  # [P] the how manieth part of it
     part_length: Tensor  # [1] cached tokens of a part
-
-
-def max_parts(batch: int, kv_heads: int, num_sms: int) -> int:
-    """How many parts `cut_parts` makes at most."""
-    return batch + max(PARTS_PER_SEQUENCE * batch, -(-num_sms * PROGRAMS_PER_SM // kv_heads))
-
-
-def cut_parts(
-    contexts: NDArray[np.int64], kv_heads: int, num_sms: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """Cut the cached tokens of sequences into parts: of each part its sequence and number, and the length of all.
-
-    Few tokens are cut into as many parts as the device runs at the same time; many into parts that are short beside the
-    whole. A sequence without cached tokens has one part too.
-    """
-    batch = len(contexts)
-    cached = contexts - 1
-    total = int(cached.sum())
-    even = min(MAX_PART, total * kv_heads // (num_sms * PROGRAMS_PER_SM))
-    length = max(MIN_PART, even, -(-total // (max_parts(batch, kv_heads, num_sms) - batch)))
-    length = -(-length // MIN_PART) * MIN_PART
-    counts = np.maximum(1, -(-cached // length))
-    sequences = np.repeat(np.arange(batch), counts)
-    return sequences, np.arange(len(sequences)) - np.repeat(np.cumsum(counts) - counts, counts), length
 
 
 class DecodeScratch:
@@ -289,12 +258,13 @@ def decode_attention(
         q_norm, k_norm, rope, eps = transform.q_norm, transform.k_norm, transform.rope, transform.eps
     _decode[num_parts, kv_heads](
         query, key, value, out, key_cache, value_cache, tables, rows.token_rows, rows.slots, rows.contexts,
-        rows.part_sequences, rows.part_numbers, rows.part_length, q_norm, k_norm, rope, part_out, part_stats, arrivals, params.scale, params.softcap or 0.0, eps,
-        query.stride(0), key.stride(0), value.stride(0), out.stride(0), tables.stride(0),
+        rows.part_sequences, rows.part_numbers, rows.part_length, q_norm, k_norm, rope, part_out, part_stats, arrivals,
+        params.scale, params.softcap or 0.0, eps, query.stride(0), key.stride(0), value.stride(0), out.stride(0),
+        tables.stride(0),
         GROUP=group, M=m, DIM=dim, DIM_PAD=dim_pad, BLOCK_SIZE=block_size, BLOCK_N=block_n,
         WINDOW=params.sliding_window or 0, HAS_NORM=q_norm is not None, HAS_ROPE=rope is not None,
-        HAS_SOFTCAP=bool(params.softcap), PDL=pdl and not INTERPRETED, num_warps=num_warps,
-        num_stages=num_stages, **launch_options(pdl),
+        HAS_SOFTCAP=bool(params.softcap), PDL=pdl and not INTERPRETED, num_warps=num_warps, num_stages=num_stages,
+        **launch_options(pdl),
     )  # fmt: skip
 
 

@@ -179,6 +179,11 @@ class PrefillRows:
     computes.
     """
 
+    num_rows: int  # queries, padding included
+    num_dense: int  # of them in `dense`
+    num_dense_tokens: int  # tokens that those are for: the first ones of the N
+    dense: list[Group]
+    is_whole_step: bool  # the dense groups without padding are the step's tokens, in their order
     token_rows: Tensor  # [N] index among the step's tokens
     out_rows: Tensor  # [N] where their queries go
     cache_rows: Tensor  # [N] where their keys and values go in the cache
@@ -190,11 +195,6 @@ class PrefillRows:
     slots: Tensor  # [B]
     query_lens: Tensor  # [B]
     contexts: Tensor  # [B] tokens of the sequence, the chunk included
-    num_rows: int  # queries, padding included
-    num_dense: int  # of them in `dense`
-    num_dense_tokens: int  # tokens that those are for: the first ones of the N
-    dense: list[Group]
-    is_whole_step: bool  # the dense groups without padding are the step's tokens, in their order
 
 
 @dataclass(slots=True)
@@ -256,7 +256,7 @@ def prefill_attention(
 
 
 def _keys_at_once(row_bytes: int) -> tuple[int, int]:
-    """How many keys a program looks at together, and how many such pieces are on their way: what shared memory holds."""
+    """How many keys a program looks at together, and how many such pieces are on their way: as shared memory allows."""
     if row_bytes <= 256:
         return 128, 3
     return (64, 3) if row_bytes <= 512 else (32, 2)

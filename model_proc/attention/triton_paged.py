@@ -7,10 +7,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model_proc.attention.decode_kernel import DecodeRows, DecodeScratch, cut_parts, decode_attention
+from model_proc.attention.decode_kernel import DecodeRows, DecodeScratch, decode_attention
+from model_proc.attention.decode_parts import cut_parts
 from model_proc.attention.dense_prefill import attend_densely, group_prompts
 from model_proc.attention.paged import AttentionParams, HeadTransform, KVCache
-from model_proc.attention.prefill_kernel import BLOCK_M, Prepared, PrefillRows, prefill_attention, prepare
+from model_proc.attention.prefill_kernel import BLOCK_M, PrefillRows, Prepared, prefill_attention, prepare
 from model_proc.batch import Batch, StepInputs
 from model_proc.staging import upload
 
@@ -128,21 +129,18 @@ def _prefill_rows(
     tiles = -(-paged_lens // BLOCK_M)
     tile_sequences = np.repeat(np.arange(len(paged)), tiles)
     tile_starts = (np.arange(tiles.sum()) - np.repeat(np.cumsum(tiles) - tiles, tiles)) * BLOCK_M
-    uploaded = upload(
-        (
-            tokens, np.repeat(first[order], lens[order]) + within, batch.cache_rows(inputs)[tokens], inputs.positions[tokens],
-            tile_sequences, tile_starts, first[paged], starts[paged], inputs.slots[chunks[paged]], paged_lens,
-            contexts[paged],
-        ),
-        device,
-        torch.int32,
+    arrays = (
+        tokens, np.repeat(first[order], lens[order]) + within, batch.cache_rows(inputs)[tokens],
+        inputs.positions[tokens], tile_sequences, tile_starts, first[paged], starts[paged], inputs.slots[chunks[paged]],
+        paged_lens, contexts[paged],
     )  # fmt: skip
     num_dense_tokens = int(lens[order[: len(places)]].sum())
+    in_order = bool((np.diff(tokens) == 1).all())
     return PrefillRows(
-        *uploaded,
-        num_rows=num_dense + int(paged_lens.sum()),
-        num_dense=num_dense,
-        num_dense_tokens=num_dense_tokens,
-        dense=dense,
-        is_whole_step=num_dense == num_dense_tokens == len(inputs.token_ids) and bool((np.diff(tokens) == 1).all()),
+        num_dense + int(paged_lens.sum()),
+        num_dense,
+        num_dense_tokens,
+        dense,
+        num_dense == num_dense_tokens == len(inputs.token_ids) and in_order,
+        *upload(arrays, device, torch.int32),
     )

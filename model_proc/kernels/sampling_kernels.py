@@ -82,9 +82,7 @@ def _resolve(given, slots, last_token, tokens, n, BLOCK: tl.constexpr):
     tl.store(tokens + rows, token, mask=mask)
 
 
-def sample_plain(
-    logits: Tensor, temperatures: Tensor, numbers: Tensor, slots: Tensor, last_token: Tensor
-) -> Tensor:
+def sample_plain(logits: Tensor, temperatures: Tensor, numbers: Tensor, slots: Tensor, last_token: Tensor) -> Tensor:
     """One token of each row, without penalties or truncation; also put into `last_token` at the row's slot.
 
     logits [S, vocabulary], rows contiguous; temperatures [S] float32, 0 being greedy; numbers [S] float32, uniform in

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from model_proc.attention.paged import AttentionParams, AttentionStep, HeadTransform, LayerShape
@@ -48,7 +49,7 @@ class Decoder:
         hidden = ops.embed(weights.embedding, token_ids, s.embedding_scale)
         for index, layer in enumerate(weights.layers):
             qkv = ops.norm_linear(hidden, layer.input_norm, s.norm_eps, layer.qkv, layer.qkv_bias)
-            query, key, value = qkv.split([q_size, kv_size, kv_size], dim=1)
+            query, key, value = torch.split(qkv, [q_size, kv_size, kv_size], dim=1)
             attended = step(
                 index,
                 query.view(-1, s.num_heads, s.head_dim),

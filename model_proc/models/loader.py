@@ -60,7 +60,7 @@ def empty_weights(settings: DecoderSettings, dtype: torch.dtype, device: torch.d
         if s.merged:
             places[f"{prefix}.{whole}.{leaf}"] = tensor
         else:
-            for name, rows in zip(parts, tensor.split(list(parts.values())), strict=True):
+            for name, rows in zip(parts, torch.split(tensor, list(parts.values())), strict=True):
                 places[f"{prefix}.{name}.{leaf}"] = rows
         return tensor
 

@@ -30,7 +30,7 @@ def rotate(x: Tensor, table_rows: Tensor) -> Tensor:
 
 
 def _frequencies(rope: dict[str, Any], head_dim: int) -> tuple[Tensor, float]:
-    """The angle that each pair of a head turns by a position, [head_dim / 2], and what cosines and sines are scaled by."""
+    """The angle that each pair of a head turns by a position, [head_dim / 2], and the scale of cosines and sines."""
     base = 1.0 / rope["rope_theta"] ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     kind = rope.get("rope_type", "default")
     if kind == "linear":

@@ -49,7 +49,9 @@ FAMILIES: dict[str, Family] = {
             "attention_bias", "mlp_bias", "sliding_window", "layer_types", "no_rope_layers", "no_rope_layer_interval",
         }),
     ),
-    "phi3": Family(merged=True, windowed=True, settings=frozenset({"sliding_window", "original_max_position_embeddings"})),
+    "phi3": Family(
+        merged=True, windowed=True, settings=frozenset({"sliding_window", "original_max_position_embeddings"})
+    ),
 }  # fmt: skip
 """The model types that our decoder computes; every other one runs on `transformers`."""
 
@@ -147,7 +149,7 @@ def decoder_settings(config: PretrainedConfig, stored: dict[str, Any]) -> Decode
         merged=family.merged,
         rope=_rope(config),
         max_positions=config.max_position_embeddings,
-        rotates=tuple(bool(value) for value in getattr(config, "no_rope_layers", None) or [1] * config.num_hidden_layers),
+        rotates=tuple(map(bool, getattr(config, "no_rope_layers", None) or [1] * config.num_hidden_layers)),
         windows=_windows(config, family),
         attention_scale=getattr(config, "attention_multiplier", head_dim**-0.5),
         embedding_scale=getattr(config, "embedding_multiplier", 1.0),

@@ -95,7 +95,7 @@ def test_attention_equals_float64(name: str, dtype: torch.dtype) -> None:
     qkv = random(tokens, width)
     query, key, value = (
         part.view(tokens, -1, case.dim)
-        for part in qkv.split([case.heads * case.dim, case.kv_heads * case.dim, case.kv_heads * case.dim], dim=1)
+        for part in torch.split(qkv, [case.heads * case.dim, case.kv_heads * case.dim, case.kv_heads * case.dim], dim=1)
     )
     histories = []
     for index, (before, _) in enumerate(case.lens):

@@ -31,7 +31,11 @@ def test_operations_equal_float64(tokens: int, k: int, n: int, with_bias: bool, 
 
     def compute(ops: Ops, *tensors: Tensor | None) -> list[Tensor]:
         x, norm, weight, gate_up, hidden, bias, wide_bias = tensors
-        assert x is not None and norm is not None and weight is not None and gate_up is not None and hidden is not None
+        assert x is not None
+        assert norm is not None
+        assert weight is not None
+        assert gate_up is not None
+        assert hidden is not None
         return [
             ops.norm_linear(x, norm, 1e-5, weight, bias),
             ops.norm_gate_up(x, norm, 1e-5, gate_up, wide_bias),
