@@ -261,13 +261,15 @@ class TorchRunner:
         self._has_kernels = uses_triton
         if not uses_triton:
             return TorchAttention()
-        odd = [shape for shape in layers if shape.key_dim != shape.value_dim or shape.key_dim % 8]
+        from model_proc.attention.triton_paged import TritonAttention, supports
+
+        odd = [shape for shape in layers if not supports(shape, self._dtype)]
         if odd:
-            raise FatalError(
-                f"--attention-backend triton: heads of {odd[0].key_dim} and {odd[0].value_dim} are not supported; use"
-                " --attention-backend torch"
-            )
-        from model_proc.attention.triton_paged import TritonAttention
+            what = f"heads with keys of {odd[0].key_dim} and values of {odd[0].value_dim} as {self._dtype}"
+            if self._config.attention_backend == "triton":
+                raise FatalError(f"--attention-backend triton: it has no kernel for {what}; use auto or torch")
+            log.warning("attention runs on plain PyTorch, slowly: there is no kernel for %s", what)
+            return TorchAttention()
 
         attention = TritonAttention(self._batch, self._device, _has_dependent_launch(self._device))
         if isinstance(self._model, Decoder) and self._model.attends_plainly:

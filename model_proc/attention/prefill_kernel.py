@@ -259,4 +259,4 @@ def _keys_at_once(row_bytes: int) -> tuple[int, int]:
     """How many keys a program looks at together, and how many such pieces are on their way: as shared memory allows."""
     if row_bytes <= 256:
         return 128, 3
-    return (64, 3) if row_bytes <= 512 else (32, 2)
+    return 32, 3

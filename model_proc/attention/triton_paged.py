@@ -10,12 +10,22 @@ from torch import Tensor
 from model_proc.attention.decode_kernel import DecodeRows, DecodeScratch, decode_attention
 from model_proc.attention.decode_parts import cut_parts
 from model_proc.attention.dense_prefill import attend_densely, group_prompts
-from model_proc.attention.paged import AttentionParams, HeadTransform, KVCache
+from model_proc.attention.paged import AttentionParams, HeadTransform, KVCache, LayerShape
 from model_proc.attention.prefill_kernel import BLOCK_M, PrefillRows, Prepared, prefill_attention, prepare
 from model_proc.batch import Batch, StepInputs
+from model_proc.kernels.launching import next_power_of_two
 from model_proc.staging import upload
 
 INTERPRETER_SMS = 2  # as if a GPU of this size were interpreted: several splits, little work
+
+
+MAX_ROW_BYTES = 512  # of one head's key: what the shared memory of a multiprocessor has room for
+
+
+def supports(shape: LayerShape, dtype: torch.dtype) -> bool:
+    """Whether there are kernels for such a layer."""
+    padded = next_power_of_two(shape.key_dim) * dtype.itemsize
+    return shape.key_dim == shape.value_dim and shape.key_dim % 8 == 0 and padded <= MAX_ROW_BYTES
 
 
 class TritonAttention:

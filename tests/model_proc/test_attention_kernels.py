@@ -52,6 +52,7 @@ CASES = {
     "no norm": Case(MIXED, norm=False),
     "whole long prompts": Case([(0, 1024), (0, 990), (100, 200), (7, 1), (0, 1024), (0, 30)], dim=128),
     "one long prompt": Case([(0, 1024)], dim=128),
+    "dim 256": Case(MIXED, dim=256, heads=2, kv_heads=1),
     "bare": Case(DECODES, norm=False, rope=False),
 }
 
@@ -62,6 +63,8 @@ def test_attention_equals_float64(name: str, dtype: torch.dtype) -> None:
     from model_proc.attention.triton_paged import TritonAttention
 
     case = CASES[name]
+    if case.dim == 256 and dtype == torch.float32:
+        pytest.skip("too wide for the shared memory of a GPU")
     rng = np.random.default_rng(5)
     generator = torch.Generator(DEVICE).manual_seed(3)
 
@@ -123,6 +126,19 @@ def test_attention_equals_float64(name: str, dtype: torch.dtype) -> None:
         values = cache.values[0][rows[: before + count]].double().cpu()
         expected = _attend(q, keys, values, positions, params)
         assert relative_error(out[part], expected) < tolerance(dtype), (index, before, count)
+
+
+@pytest.mark.parametrize(
+    ("key_dim", "value_dim", "dtype", "expected"),
+    [
+        (64, 64, torch.bfloat16, True), (80, 80, torch.float32, True), (256, 256, torch.bfloat16, True),
+        (256, 256, torch.float32, False), (192, 128, torch.bfloat16, False), (20, 20, torch.float16, False),
+    ],
+)  # fmt: skip
+def test_what_has_a_kernel(key_dim: int, value_dim: int, dtype: torch.dtype, expected: bool) -> None:
+    from model_proc.attention.triton_paged import supports
+
+    assert supports(LayerShape(1, key_dim, value_dim), dtype) is expected
 
 
 def _transformed(heads: Tensor, norm: Tensor | None, transform: HeadTransform, positions: Tensor) -> Tensor:
