@@ -148,13 +148,15 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         show_progress: bool = True,
+        cache_salt: str = "",
     ) -> list[RequestResult]:
         """Complete prompts: strings or lists of token ids; one SamplingParams for all, or one each.
 
-        Results come in the order of the prompts. Raises LLMError when a prompt is refused or the ring is lost.
+        Results come in the order of the prompts. Prompts find cached prefixes of calls with the same `cache_salt`
+        only. Raises LLMError when a prompt is refused or the ring is lost.
         """
         single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
-        return self._run([prompts] if single else list(prompts), sampling, show_progress)
+        return self._run([prompts] if single else list(prompts), sampling, show_progress, cache_salt)
 
     def chat(
         self,
@@ -210,7 +212,11 @@ class LLM:
                 raise LLMError(self._supervisor.fatal or "a process of the ring was lost; its log says why")
 
     def _run(
-        self, prompts: list[Any], sampling: SamplingParams | Sequence[SamplingParams] | None, show_progress: bool
+        self,
+        prompts: list[Any],
+        sampling: SamplingParams | Sequence[SamplingParams] | None,
+        show_progress: bool,
+        cache_salt: str = "",
     ) -> list[RequestResult]:
         if self._closed:
             raise LLMError("this LLM is closed")
@@ -224,13 +230,13 @@ class LLM:
         with Progress(console=Console(stderr=True), transient=True, disable=hidden) as progress:
             task = progress.add_task("generating", total=sum(param.n for param in params))
             try:
-                self._submit_more(waiting, active)
+                self._submit_more(waiting, active, cache_salt)
                 for message in self._messages() if active else ():
                     if type(message) is Text:
                         ended = self._take(message, active)
                         progress.advance(task, ended)
                         if ended:
-                            self._submit_more(waiting, active)
+                            self._submit_more(waiting, active, cache_salt)
                         if not active:
                             break
             except BaseException:
@@ -242,6 +248,7 @@ class LLM:
         self,
         waiting: Iterator[tuple[Any, SamplingParams, RequestResult]],
         active: dict[int, tuple[RequestResult, Completion]],
+        cache_salt: str,
     ) -> None:
         """Keep the queue filled, but never beyond what the scheduler takes in."""
         most = max(1, self._options["max_num_queued_reqs"] // 2)
@@ -252,9 +259,9 @@ class LLM:
                 next(self._rids)
             result.choices = [Completion() for _ in range(params.n)]
             active.update((rid + index, (result, choice)) for index, choice in enumerate(result.choices))
-            self._tokenizer.send(_checked(self._request(rid, prompt, params)))
+            self._tokenizer.send(_checked(self._request(rid, prompt, params, cache_salt)))
 
-    def _request(self, rid: int, prompt: Any, params: SamplingParams) -> Generate:
+    def _request(self, rid: int, prompt: Any, params: SamplingParams, cache_salt: str) -> Generate:
         is_ids = not isinstance(prompt, str | dict)
         return Generate(
             rid=rid,
@@ -271,7 +278,7 @@ class LLM:
                 whole=True,
             ),
             priority=0,
-            cache_salt="",
+            cache_salt=cache_salt,
             received_ns=time.monotonic_ns(),
         )
 

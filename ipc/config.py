@@ -61,6 +61,11 @@ class ModelConfig:
     model: str
     device: str
     dtype: str
+    load_format: str
+    model_impl: str
+    attention_backend: str
+    enforce_eager: bool
+    cudagraph_capture_sizes: list[str]
     max_model_len: int
     num_threads: int
     max_num_seqs: int

@@ -74,6 +74,10 @@ def policy_name(value: str) -> str | None:
     return f"must be one of {', '.join(POLICIES)}, or my_module:MyPolicy"
 
 
+def positive_numbers(values: list[str]) -> str | None:
+    return None if all(value.isdecimal() and int(value) > 0 for value in values) else "must be numbers above 0"
+
+
 OPTIONS: dict[str, list[Option]] = {
     "Model": [
         Option(
@@ -96,7 +100,45 @@ OPTIONS: dict[str, list[Option]] = {
             aliases=("--context-length",),
             check=at_least(0),
         ),
+        Option("load_format", str, "auto", "the checkpoint's weights, or random ones", choices=("auto", "dummy")),
+        Option(
+            "model_impl",
+            str,
+            "auto",
+            "our own decoder or transformers; auto takes our own where it knows the model",
+            choices=("auto", "native", "transformers"),
+        ),
+        Option(
+            "attention_backend",
+            str,
+            "auto",
+            "how attention is computed; auto is triton on a GPU",
+            choices=("auto", "torch", "triton"),
+        ),
+        Option("enforce_eager", bool, False, "no CUDA graphs: every kernel is launched on its own"),
+        Option(
+            "cudagraph_capture_sizes",
+            list,
+            [],
+            "numbers of decoding sequences that get a CUDA graph; others are padded to the next one",
+            aliases=("--cuda-graph-bs",),
+            check=positive_numbers,
+        ),
         Option("chat_template", str, "", "file with a Jinja chat template, instead of the model's own"),
+        Option(
+            "tool_call_parser",
+            str,
+            "auto",
+            "how the model writes tool calls; auto looks at what its chat template makes of one",
+            choices=("auto", "hermes", "llama3_json", "mistral", "json"),
+        ),
+        Option(
+            "reasoning_parser",
+            str,
+            "auto",
+            "how the model marks its reasoning: not at all, or by <think>; auto asks its chat template",
+            choices=("auto", "none", "think"),
+        ),
         Option("num_threads", int, 0, "CPU threads of the model process; 0 chooses", check=at_least(0)),
         Option(
             "mock_profile",

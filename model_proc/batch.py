@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from ipc.messages import Admit, Plan, Sampling
 
+NOTHING: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+
 
 @dataclass(slots=True)
 class StepInputs:
@@ -27,13 +29,14 @@ class StepInputs:
     from_device: NDArray[np.bool_]  # [T] the id is the slot's last sampled token
     positions: NDArray[np.int64]  # [T] of each token in its sequence
     token_slots: NDArray[np.int64]  # [T] batch slot of each token
-    cache_slots: NDArray[np.int64]  # [T] where its key and value go: block * block_size + offset
     slots: NDArray[np.int64]  # [B]
     query_lens: NDArray[np.int64]  # [B] tokens computed in this step
     context_lens: NDArray[np.int64]  # [B] tokens of the sequence once this step has run
     sample_rows: NDArray[np.int64]  # [S] index among the T tokens of each sampling sequence's last token
     sample_slots: NDArray[np.int64]  # [S]
     sample_positions: NDArray[np.int64]  # [S] position of the token to be sampled
+    table_places: NDArray[np.int64]  # [N] where the block tables changed: slot * blocks_per_sequence + index
+    table_blocks: NDArray[np.int64]  # [N] the ids that are there now
 
 
 class Batch:
@@ -51,7 +54,9 @@ class Batch:
         self.num_computed = np.zeros(max_num_seqs, dtype=np.int64)
         self.output_start = np.zeros(max_num_seqs, dtype=np.int64)
         self.sampling: list[Sampling | None] = [None] * max_num_seqs
-        self.last_token = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
+        # The last entry belongs to nobody: rows that only fill up a CUDA graph read and write it.
+        self.last_token = torch.zeros(max_num_seqs + 1, dtype=torch.int64, device=device)
+        self._changes: list[tuple[int, list[int]]] = []  # of the block tables since the last step: place, ids
 
     def drop(self, slot: int) -> None:
         """The slot's sequence is gone. A slot that is empty already is none the worse."""
@@ -71,6 +76,8 @@ class Batch:
         start = self.num_blocks[slot]
         self.block_table[slot, start : start + len(blocks)] = blocks
         self.num_blocks[slot] = start + len(blocks)
+        if blocks:
+            self._changes.append((slot * self.block_table.shape[1] + int(start), blocks))
 
     def advance(self, plan: Plan) -> StepInputs:
         """Let a plan's admissions, drops and tokens take effect, and give the step's inputs."""
@@ -88,25 +95,45 @@ class Batch:
         query_lens = np.array(plan.num_tokens, dtype=np.int64)
         starts = self.num_computed[slots]
         context_lens = starts + query_lens
-        ends = np.cumsum(query_lens)
-        token_slots = np.repeat(slots, query_lens)
-        positions = np.arange(ends[-1]) + np.repeat(starts - (ends - query_lens), query_lens)
-        block_ids = self.block_table[token_slots, positions // self.block_size].astype(np.int64)
+        if len(plan.num_tokens) == sum(plan.num_tokens):  # one token each: the common case, and the hurried one
+            token_slots, positions, last_rows = slots, starts, np.arange(len(slots))
+        else:
+            ends = np.cumsum(query_lens)
+            token_slots = np.repeat(slots, query_lens)
+            positions = np.arange(ends[-1]) + np.repeat(starts - (ends - query_lens), query_lens)
+            last_rows = ends - 1
         samples = context_lens == self.length[slots]
         self.num_computed[slots] = context_lens
-        sample_slots = slots[samples]
+        sample_slots, sample_rows = (slots, last_rows) if samples.all() else (slots[samples], last_rows[samples])
         sample_positions = self.length[sample_slots]
         self.length[sample_slots] += 1
+        table_places, table_blocks = self._table_changes()
         return StepInputs(
             token_ids=self.token_ids[token_slots, positions].astype(np.int64),
             from_device=positions >= self.num_known[token_slots],
             positions=positions,
             token_slots=token_slots,
-            cache_slots=block_ids * self.block_size + positions % self.block_size,
             slots=slots,
             query_lens=query_lens,
             context_lens=context_lens,
-            sample_rows=ends[samples] - 1,
+            sample_rows=sample_rows,
             sample_slots=sample_slots,
             sample_positions=sample_positions,
+            table_places=table_places,
+            table_blocks=table_blocks,
         )
+
+    def cache_rows(self, inputs: StepInputs) -> NDArray[np.int64]:
+        """[T] where each token's key and value go in the cache: block * block_size + offset."""
+        blocks = self.block_table[inputs.token_slots, inputs.positions // self.block_size].astype(np.int64)
+        return blocks * self.block_size + inputs.positions % self.block_size
+
+    def _table_changes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """What became of the block tables since the last call, as StepInputs holds it."""
+        if not self._changes:
+            return NOTHING, NOTHING
+        changes, self._changes = self._changes, []
+        counts = np.array([len(blocks) for _, blocks in changes], dtype=np.int64)
+        first = np.array([place for place, _ in changes], dtype=np.int64) - (np.cumsum(counts) - counts)
+        places = np.repeat(first, counts) + np.arange(counts.sum())
+        return places, np.array([block for _, blocks in changes for block in blocks], dtype=np.int64)

@@ -92,7 +92,8 @@ def open_runner(process: Process) -> Runner:
     def loading(phase: str, done: int, total: int) -> None:
         supervisor.send(Loading(phase, done, total))
 
-    files = describe(resolve(config.model, default_cache_dir(), loading), config)
+    needs_weights = config.load_format != "dummy"
+    files = describe(resolve(config.model, default_cache_dir(), loading, needs_weights), config)
     supervisor.send(files)
     # The others go on with the tokenizer while this import takes its seconds.
     loading("import torch", 0, 0)

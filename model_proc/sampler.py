@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ipc.messages import Admit, Sampling
-from model_proc.random_numbers import uniform
+from model_proc.random_numbers import seed_states, uniform
+from model_proc.staging import download
 
 # Truncation first looks at this many most likely tokens; only a flatter distribution is sorted whole.
 NUM_CANDIDATES = 256
@@ -27,14 +28,22 @@ NUM_CANDIDATES = 256
 class Sampled:
     """What one step sampled; S rows, on the device."""
 
-    token_ids: Tensor  # [S] int64
-    finite: Tensor  # [S] bool; False where the model's logits were not numbers
+    token_ids: Tensor  # [S] int64; -1 where the model's logits were not numbers
     logprob_ids: Tensor | None  # [S, 1 + K] the chosen token, then the K most likely ones
     logprob_values: Tensor | None  # [S, 1 + K] natural logarithms
 
+    def to_host(self) -> Sampled:
+        """The same on the host, once an event recorded after this call has happened."""
+        columns = (self.token_ids, self.logprob_ids, self.logprob_values)
+        return Sampled(*(None if column is None else download(column) for column in columns))  # type: ignore[arg-type]
+
 
 class Sampler:
-    """Samples tokens; keeps the token counts that penalties need, one row a slot."""
+    """Samples tokens; keeps the token counts that penalties need, one row a slot.
+
+    Rows that draw plainly (greedy, or by temperature alone) need none of this file's work on the logits; `is_plain`,
+    `temperatures` and `uniform_numbers` are what a kernel needs for them.
+    """
 
     def __init__(self, max_num_seqs: int, vocab_size: int, eos_token_ids: list[int], device: torch.device) -> None:
         self._device = device
@@ -42,9 +51,26 @@ class Sampler:
         self._eos_token_ids = eos_token_ids
         self._in_prompt = torch.zeros(self._shape, dtype=torch.bool, device=device)  # [slots, vocabulary]
         self._in_output = torch.zeros(self._shape, dtype=torch.int32, device=device)  # how often
+        self.temperatures = np.zeros(max_num_seqs, dtype=np.float32)
+        self._states = np.zeros(max_num_seqs, dtype=np.uint64)
+        self._plain = np.zeros(max_num_seqs, dtype=np.bool_)
+
+    def is_plain(self, slots: NDArray[np.int64]) -> bool:
+        """Whether none of these slots wants more than a greedy choice or a draw by temperature."""
+        return bool(self._plain[slots].all())
+
+    def uniform_numbers(self, slots: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The random numbers that the tokens at these positions are drawn with."""
+        return uniform(self._states[slots], positions)
 
     def admit(self, admit: Admit) -> None:
-        """Count the tokens of a sequence that wants penalties."""
+        """Note how a sequence samples, and count the tokens of one that wants penalties."""
+        slot, params = admit.slot, admit.sampling
+        self.temperatures[slot] = params.temperature
+        self._states[slot] = seed_states(np.array([params.seed], dtype=np.int64))[0]
+        self._plain[slot] = not (
+            params.logprobs >= 0 or params.bias_ids or params.min_tokens or _truncates(params) or _has_penalties(params)
+        )
         if not _has_penalties(admit.sampling):
             return
         ids = torch.frombuffer(bytearray(admit.token_ids.tobytes()), dtype=torch.int32).long()
@@ -77,7 +103,7 @@ class Sampler:
             rows = torch.tensor(drawn, device=self._device)
             chosen = [sampling[row] for row in drawn]
             seeds = np.array([params.seed for params in chosen], dtype=np.int64)
-            numbers = torch.from_numpy(uniform(seeds, positions[drawn])).to(self._device)
+            numbers = torch.from_numpy(uniform(seed_states(seeds), positions[drawn])).to(self._device)
             token_ids[rows] = self._draw(logits[rows], chosen, numbers)
         finite = torch.isfinite(best.values)
         # A draw from what is not a number can be any number; the next step may read it before anyone looks.
@@ -88,7 +114,7 @@ class Sampler:
             top = raw_logprobs.topk(wanted, dim=-1)
             ids = torch.cat([token_ids[:, None], top.indices], dim=1)
             values = torch.cat([raw_logprobs.gather(1, token_ids[:, None]), top.values], dim=1)
-        return Sampled(token_ids, finite, ids, values)
+        return Sampled(token_ids.masked_fill(~finite, -1), ids, values)
 
     def _adjust(
         self, logits: Tensor, sampling: list[Sampling], slots: NDArray[np.int64], num_output: NDArray[np.int64]

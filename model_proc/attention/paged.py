@@ -61,11 +61,32 @@ class AttentionParams:
     softcap: float | None = None
 
 
+@dataclass(slots=True)
+class HeadTransform:
+    """What happens to each query and key head before attention: first an RMS norm, then a rotation by the position.
+
+    It is part of the attention's interface because a kernel can do it on the way.
+    """
+
+    q_norm: Tensor | None  # [key_dim]; None: no norm
+    k_norm: Tensor | None
+    eps: float
+    rope: Tensor | None  # [positions, key_dim] float32: key_dim / 2 cosines, then as many sines; None: no rotation
+
+
 class AttentionStep(Protocol):
     """The attention of one step; made once, called once a layer."""
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, params: AttentionParams) -> Tensor:
-        """Store the step's keys and values, then attend.
+    def __call__(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        params: AttentionParams,
+        transform: HeadTransform | None = None,
+    ) -> Tensor:
+        """Transform the heads, store the step's keys and values, then attend.
 
         query [T, num_heads, key_dim], key [T, num_kv_heads, key_dim], value [T, num_kv_heads, value_dim]
         -> [T, num_heads, value_dim]. Each token sees the tokens of its own sequence up to itself.

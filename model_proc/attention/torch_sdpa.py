@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from model_proc.attention.paged import AttentionParams, KVCache
+from model_proc.attention.paged import AttentionParams, HeadTransform, KVCache
 from model_proc.batch import Batch, StepInputs
+from model_proc.kernels.ops import rms_norm
+from model_proc.models.rope import rotate
 
 
 class TorchAttention:
@@ -41,7 +43,8 @@ class TorchAttentionStep:
     def __init__(self, cache: KVCache, batch: Batch, inputs: StepInputs) -> None:
         self._cache = cache
         self._device = cache.keys[0].device
-        self._cache_slots = torch.from_numpy(inputs.cache_slots).to(self._device)
+        self._cache_slots = torch.from_numpy(batch.cache_rows(inputs)).to(self._device)
+        self._positions = torch.from_numpy(inputs.positions).to(self._device)
         self._masks: dict[tuple[int, int | None], Tensor | None] = {}
         ends = np.cumsum(inputs.query_lens)
         decodes = np.flatnonzero(inputs.query_lens == 1)
@@ -50,7 +53,18 @@ class TorchAttentionStep:
             self._group(batch, inputs, np.array([index]), ends) for index in np.flatnonzero(inputs.query_lens > 1)
         ]
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, params: AttentionParams) -> Tensor:
+    def __call__(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        params: AttentionParams,
+        transform: HeadTransform | None = None,
+    ) -> Tensor:
+        if transform is not None:
+            query = _transformed(query, transform.q_norm, transform, self._positions)
+            key = _transformed(key, transform.k_norm, transform, self._positions)
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         keys[self._cache_slots] = key
         values[self._cache_slots] = value
@@ -101,6 +115,15 @@ class TorchAttentionStep:
                     mask &= key > query - window
                 self._masks[index, window] = mask[:, None]
         return self._masks[index, window]
+
+
+def _transformed(heads: Tensor, norm: Tensor | None, transform: HeadTransform, positions: Tensor) -> Tensor:
+    """A HeadTransform applied to heads [T, heads, dim]."""
+    if norm is not None:
+        heads = rms_norm(heads, norm, transform.eps)
+    if transform.rope is not None:
+        heads = rotate(heads, transform.rope[positions]).to(heads.dtype)
+    return heads
 
 
 def _softcapped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, params: AttentionParams) -> Tensor:

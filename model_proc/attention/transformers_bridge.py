@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from model_proc.attention.paged import AttentionParams, AttentionStep, LayerShape
+from model_proc.attention.paged import AttentionParams, AttentionStep, HeadTransform, LayerShape
 
 NAME = "quintet_paged"
 STEP_KEYWORD = "quintet_step"
@@ -56,6 +56,14 @@ class ShapeProbe:
     def __init__(self) -> None:
         self.layers: dict[int, LayerShape] = {}
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, params: AttentionParams) -> Tensor:
+    def __call__(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        params: AttentionParams,
+        transform: HeadTransform | None = None,
+    ) -> Tensor:
         self.layers[layer] = LayerShape(key.shape[1], key.shape[2], value.shape[2])
         return torch.zeros(query.shape[0], query.shape[1], value.shape[2], dtype=query.dtype, device=query.device)

@@ -50,9 +50,10 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("QUINTET_CACHE") or "~/.cache/quintet").expanduser()
 
 
-def resolve(model: str, cache_dir: Path, progress: Progress) -> LocalModel:
+def resolve(model: str, cache_dir: Path, progress: Progress, needs_weights: bool = True) -> LocalModel:
     """Find the files of `model`, downloading or converting them where needed; conversions are kept in `cache_dir`.
 
+    Without `needs_weights`, a local folder may lack them.
     `model` is "" or "smollm2-135m" (the embedded model), a local folder, a `.gguf` file, or a Hugging Face id.
     Raises ModelFilesError, with one line for the user, when that is impossible.
     """
@@ -61,7 +62,7 @@ def resolve(model: str, cache_dir: Path, progress: Progress) -> LocalModel:
     path = Path(model).expanduser()
     if path.is_dir():
         folder = path.resolve()
-        return _from_folder(folder, folder.name, cache_dir, progress)
+        return _from_folder(folder, folder.name, cache_dir, progress, needs_weights)
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise ModelFilesError(
@@ -158,21 +159,23 @@ def _hub_folder(model_id: str, progress: Progress) -> Path:
     if cached is not None:
         try:
             read_config(cached)
-            _weight_files(cached)
+            weight_files(cached)
             return cached
         except ModelFilesError as error:
             log.info("the cached copy of %s is incomplete: %s", model_id, error)
     return download(model_id, progress)
 
 
-def _from_folder(folder: Path, name: str, cache_dir: Path, progress: Progress) -> LocalModel:
+def _from_folder(
+    folder: Path, name: str, cache_dir: Path, progress: Progress, needs_weights: bool = True
+) -> LocalModel:
     read_config(folder)
-    for path in _weight_files(folder):
+    for path in weight_files(folder) if needs_weights else ():
         check_safetensors(path)
     return LocalModel(folder, _tokenizer_folder(folder, cache_dir, progress), name)
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that `transformers` will load: one, or those that the index names."""
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if whole.is_file():

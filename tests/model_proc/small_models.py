@@ -37,9 +37,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def save(family: str, folder: Path) -> Path:
-    """Make a model of the family and a byte-level tokenizer in `folder`."""
+    """Make the model of the family and a byte-level tokenizer in `folder`."""
+    return write_model(family, folder, **{**SHAPE, **FAMILIES[family]})
+
+
+def write_model(family: str, folder: Path, **settings: Any) -> Path:
+    """Make a model with these settings and a byte-level tokenizer in `folder`."""
     torch.manual_seed(7)
-    config = AutoConfig.for_model(family, **{**SHAPE, **FAMILIES[family]})
+    config = AutoConfig.for_model(family, **settings)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for parameter in model.parameters():
         if parameter.ndim > 1:

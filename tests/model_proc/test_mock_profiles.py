@@ -9,7 +9,7 @@ import pytest
 from ipc.process import FatalError
 from model_proc.mock_cost import PROFILES, ItemCost, Profile, StepCost, load_profile
 
-BUILT_IN = ["instant", "linear", "seed"]
+BUILT_IN = ["gpu", "instant", "linear", "seed"]
 
 
 def write(folder: Path, text: str) -> str:
@@ -98,5 +98,5 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_name_that_does_not_exist_names_those_that_do() -> None:
-    with pytest.raises(FatalError, match="'fast' is none of instant, linear, seed"):
+    with pytest.raises(FatalError, match="'fast' is none of gpu, instant, linear, seed"):
         load_profile("fast")

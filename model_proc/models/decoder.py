@@ -1,0 +1,67 @@
+"""The decoder of the Llama family and its kin, computed from merged weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from model_proc.attention.paged import AttentionParams, AttentionStep, HeadTransform, LayerShape
+from model_proc.kernels.ops import Ops
+from model_proc.models.loader import DecoderWeights
+from model_proc.models.rope import rope_table
+from model_proc.models.settings import DecoderSettings
+
+
+class Decoder:
+    """One model: settings, weights, and the operations that compute with them."""
+
+    def __init__(self, settings: DecoderSettings, weights: DecoderWeights, ops: Ops, max_model_len: int) -> None:
+        self.settings = settings
+        self.weights = weights
+        self.ops = ops
+        s = settings
+        device = weights.embedding.device
+        table = rope_table(s.rope, s.head_dim, max_model_len, device)
+        self._params = [AttentionParams(s.attention_scale, window) for window in s.windows]
+        self._transforms = [
+            HeadTransform(layer.q_norm, layer.k_norm, s.norm_eps, table if rotates else None)
+            for layer, rotates in zip(weights.layers, s.rotates, strict=True)
+        ]
+
+    @property
+    def layers(self) -> list[LayerShape]:
+        """What each layer keeps in the KV cache."""
+        s = self.settings
+        return [LayerShape(s.num_kv_heads, s.head_dim, s.head_dim)] * s.num_layers
+
+    @property
+    def attends_plainly(self) -> bool:
+        """Whether every layer sees all tokens in front of it."""
+        return not any(self.settings.windows)
+
+    def forward(self, token_ids: Tensor, positions: Tensor, sample_rows: Tensor | None, step: AttentionStep) -> Tensor:
+        """Compute a step's tokens: token_ids and positions [T] -> the logits of `sample_rows` [S, vocabulary].
+
+        Without sample_rows, every token samples. The attention step knows the positions itself.
+        """
+        s, ops, weights = self.settings, self.ops, self.weights
+        q_size, kv_size = s.num_heads * s.head_dim, s.num_kv_heads * s.head_dim
+        hidden = ops.embed(weights.embedding, token_ids, s.embedding_scale)
+        for index, layer in enumerate(weights.layers):
+            qkv = ops.norm_linear(hidden, layer.input_norm, s.norm_eps, layer.qkv, layer.qkv_bias)
+            query, key, value = torch.split(qkv, [q_size, kv_size, kv_size], dim=1)
+            attended = step(
+                index,
+                query.view(-1, s.num_heads, s.head_dim),
+                key.view(-1, s.num_kv_heads, s.head_dim),
+                value.view(-1, s.num_kv_heads, s.head_dim),
+                self._params[index],
+                self._transforms[index],
+            )
+            hidden = ops.add_linear(hidden, attended.flatten(1), layer.output, layer.output_bias, s.residual_scale)
+            activated = ops.norm_gate_up(hidden, layer.post_norm, s.norm_eps, layer.gate_up, layer.gate_up_bias)
+            hidden = ops.add_linear(hidden, activated, layer.down, layer.down_bias, s.residual_scale)
+        if sample_rows is not None:
+            hidden = hidden[sample_rows]
+        logits = ops.norm_linear(hidden, weights.norm, s.norm_eps, weights.head, None)
+        return logits if s.logit_divisor == 1.0 else logits.div_(s.logit_divisor)
