@@ -9,6 +9,7 @@ below which probabilities count as zero, so ties survive it, and truncated and p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from ipc.messages import Admit, Sampling
 from model_proc.random_numbers import seed_states, uniform
-from model_proc.staging import download
+from model_proc.staging import download, upload
 
 # Truncation first looks at this many most likely tokens; only a flatter distribution is sorted whole.
 NUM_CANDIDATES = 256
@@ -100,10 +101,10 @@ class Sampler:
         token_ids = best.indices
         drawn = [row for row, params in enumerate(sampling) if params.temperature > 0]
         if drawn:
-            rows = torch.tensor(drawn, device=self._device)
+            rows = self._indices(drawn)
             chosen = [sampling[row] for row in drawn]
             seeds = np.array([params.seed for params in chosen], dtype=np.int64)
-            numbers = torch.from_numpy(uniform(seed_states(seeds), positions[drawn])).to(self._device)
+            numbers = self._column(uniform(seed_states(seeds), positions[drawn]))[:, 0]
             token_ids[rows] = self._draw(logits[rows], chosen, numbers)
         finite = torch.isfinite(best.values)
         # A draw from what is not a number can be any number; the next step may read it before anyone looks.
@@ -122,7 +123,7 @@ class Sampler:
         """Penalties, logit_bias, and no end of sequence before min_tokens."""
         penalized = [row for row, params in enumerate(sampling) if _has_penalties(params)]
         if penalized:
-            rows = torch.tensor(penalized, device=self._device)
+            rows = self._indices(penalized)
             logits[rows] = self._penalize(logits[rows], [sampling[row] for row in penalized], slots[penalized])
         rows_of: list[int] = []
         ids: list[int] = []
@@ -137,13 +138,13 @@ class Sampler:
                 ids += forbidden
                 bias += [float("-inf")] * len(forbidden)
         if ids:
-            index = (torch.tensor(rows_of, device=self._device), torch.tensor(ids, device=self._device))
-            logits.index_put_(index, torch.tensor(bias, device=self._device), accumulate=True)
+            index = (self._indices(rows_of), self._indices(ids))
+            logits.index_put_(index, self._column(bias)[:, 0], accumulate=True)
         return logits
 
     def _penalize(self, logits: Tensor, sampling: list[Sampling], slots: NDArray[np.int64]) -> Tensor:
         """Repetition penalty as in CTRL (Keskar et al., 2019), over prompt and output; OpenAI's two over output."""
-        index = torch.from_numpy(slots).to(self._device)
+        index = upload((slots,), self._device)[0]
         counts = self._in_output[index]
         repetition = self._column([params.repetition_penalty for params in sampling])
         presence = self._column([params.presence_penalty for params in sampling])
@@ -160,7 +161,7 @@ class Sampler:
         probs = torch.softmax((logits - logits.max(dim=-1, keepdim=True).values) / temperature, dim=-1)
         truncated = [row for row, params in enumerate(sampling) if _truncates(params)]
         if truncated:
-            rows = torch.tensor(truncated, device=self._device)
+            rows = self._indices(truncated)
             chosen = [sampling[row] for row in truncated]
             kept = probs[rows]
             probs[rows] = kept.masked_fill(kept < self._threshold(kept, chosen), 0.0)
@@ -174,11 +175,14 @@ class Sampler:
         """[S, 1]: the smallest probability that survives top_k, then top_p of what is left, and min_p."""
         vocab_size = probs.shape[1]
         limits = [params.top_k if params.top_k > 0 else vocab_size for params in sampling]
-        top_k = torch.tensor(limits, device=self._device).clamp(max=vocab_size)[:, None]
+        top_k = self._indices(limits).clamp(max=vocab_size)[:, None]
         top_p = self._column([params.top_p for params in sampling])
         min_p = self._column([params.min_p for params in sampling])
         ordered = probs.topk(min(NUM_CANDIDATES, vocab_size), dim=-1).values
         threshold = _rank_threshold(ordered, top_k, top_p, vocab_size)
+        if max(limits) <= ordered.shape[1]:
+            return torch.maximum(threshold, min_p * ordered[:, :1])
+        # Whether the candidates were enough is a question to the device: the host waits for the answer.
         covered = (top_k == vocab_size) & ((top_p >= 1.0) | (ordered.sum(dim=-1, keepdim=True) >= top_p))
         flat = ~(covered | (top_k <= ordered.shape[1]))[:, 0]
         if bool(flat.any()):
@@ -190,12 +194,16 @@ class Sampler:
         """Remember what was sampled for those who pay for repeating it."""
         rows = [row for row, params in enumerate(sampling) if _has_penalties(params)]
         if rows:
-            index = torch.from_numpy(slots[rows]).to(self._device)
-            chosen = token_ids[torch.tensor(rows, device=self._device)]
+            index = upload((slots[rows],), self._device)[0]
+            chosen = token_ids[self._indices(rows)]
             self._in_output[index, chosen] += 1
 
-    def _column(self, values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=self._device)[:, None]
+    def _column(self, values: Sequence[float] | NDArray[np.float32]) -> Tensor:
+        bits = np.array(values, dtype=np.float32).view(np.int32)
+        return upload((bits,), self._device, torch.int32)[0].view(torch.float32)[:, None]
+
+    def _indices(self, values: list[int]) -> Tensor:
+        return upload((np.array(values, dtype=np.int64),), self._device)[0]
 
 
 def _rank_threshold(ordered: Tensor, top_k: Tensor, top_p: Tensor, vocab_size: int) -> Tensor:

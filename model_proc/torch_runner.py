@@ -78,18 +78,17 @@ class TorchRunner:
         self._dtype = _dtype(config.dtype, self._device)
         uses_triton = _uses_triton(config.attention_backend, self._device)
         folder = Path(files.folder)
-        with torch.inference_mode():
-            self._model, is_native = self._open_model(folder, uses_triton)
-            layers = self._model.layers
-            num_blocks = self._num_blocks(layers, files.max_model_len)
-            self._cache = KVCache(layers, num_blocks, config.block_size, self._dtype, self._device)
-            self._batch = Batch(config.max_num_seqs, files.max_model_len, config.block_size, self._device)
-            eos_token_ids = generation_defaults(folder)["eos_token_id"]
-            self._sampler = Sampler(config.max_num_seqs, files.vocab_size, eos_token_ids, self._device)
-            attention = self._open_attention(uses_triton, layers)
-            self._attention: AttentionBackend = attention
-            if is_native and not isinstance(attention, TorchAttention) and self._uses_graphs():
-                self._graphs = self._capture(attention)
+        self._model, is_native = self._open_model(folder, uses_triton)
+        layers = self._model.layers
+        num_blocks = self._num_blocks(layers, files.max_model_len)
+        self._cache = KVCache(layers, num_blocks, config.block_size, self._dtype, self._device)
+        self._batch = Batch(config.max_num_seqs, files.max_model_len, config.block_size, self._device)
+        eos_token_ids = generation_defaults(folder)["eos_token_id"]
+        self._sampler = Sampler(config.max_num_seqs, files.vocab_size, eos_token_ids, self._device)
+        attention = self._open_attention(uses_triton, layers)
+        self._attention: AttentionBackend = attention
+        if is_native and not isinstance(attention, TorchAttention) and self._uses_graphs():
+            self._graphs = self._capture(attention)
         if uses_triton and self._device.type == "cuda":
             self._warm_up(num_blocks)
         log.info(
