@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: install serve chat test lint bench-baseline
+.PHONY: install serve chat test lint bench-baseline bench-smoke bench-cache-miss bench-cache-hit bench-mixed-prompt \
+        bench-control-plane simulate
 
 install: $(VENV)/.installed
 
@@ -32,3 +33,12 @@ lint: install
 
 bench-baseline: install
 	$(BIN)/python -m benchmark.baseline $(ARGS)
+
+bench-smoke bench-cache-miss bench-cache-hit bench-mixed-prompt: install
+	$(BIN)/python -m benchmark.scenarios --scenario $(subst -,_,$(@:bench-%=%)) $(ARGS)
+
+bench-control-plane: install
+	$(BIN)/python -m benchmark.control_plane $(ARGS)
+
+simulate: install
+	$(BIN)/python -m benchmark.simulate $(ARGS)

@@ -1,4 +1,4 @@
-"""What the answers of both generation endpoints have in common; `gateway.chat` and `gateway.completions` shape them."""
+"""What the answers of OpenAI's generation endpoints have in common; `chat` and `completions` shape them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 import orjson
 
+from gateway.errors import ApiError
 from gateway.request import Job
-from gateway.sse import event
+from gateway.sse import DONE, event
 from gateway.streams import Piece, Stream
 from gateway.timings import timings, vllm_metrics
 from ipc.messages import REASON_NAMES, Tail
@@ -40,16 +41,22 @@ class Answer(ABC):
     def body(self, pieces: list[Piece]) -> bytes:
         """The whole answer, from one piece for each choice."""
         choices = [self._choice(piece) for piece in pieces]
-        whole = {"object": self.body_object, "choices": choices, "usage": self._stream.usage()}
+        whole = {"object": self.body_object, "choices": choices, "usage": self._usage()}
         return orjson.dumps(self._base | whole | self._timings())
 
     @abstractmethod
     def events(self, piece: Piece) -> bytes:
         """The events of a stream that a piece makes."""
 
-    def usage_event(self) -> bytes:
-        """The event after the last one, when the client asked for it."""
-        return event(orjson.dumps(self._base | {"choices": [], "usage": self._stream.usage()} | self._timings()))
+    def closing(self) -> bytes:
+        """The events after the last piece: the usage, if the client asked for it."""
+        if not self._job.include_usage:
+            return DONE
+        return event(orjson.dumps(self._base | {"choices": [], "usage": self._usage()} | self._timings())) + DONE
+
+    def failure(self, error: ApiError) -> bytes:
+        """The events that end a stream with an error."""
+        return event(orjson.dumps(error.body())) + DONE
 
     @abstractmethod
     def _choice(self, piece: Piece) -> dict[str, Any]:
@@ -59,7 +66,7 @@ class Answer(ABC):
         """An event with one choice in it."""
         chunk: dict[str, Any] = self._base | {"choices": [choice]}
         if self._job.continuous_usage:
-            chunk["usage"] = self._stream.usage()
+            chunk["usage"] = self._usage()
         elif self._job.include_usage:
             chunk["usage"] = None
         if choice["finish_reason"] is not None:
@@ -68,9 +75,13 @@ class Answer(ABC):
                 chunk |= self._timings()
         return event(orjson.dumps(chunk))
 
+    def _usage(self) -> dict[str, Any]:
+        """Tokens so far."""
+        return self._stream.usage()
+
     def _timings(self) -> dict[str, Any]:
         """Where the time went: in a whole answer, and in the last event of a stream."""
-        usage, ends = self._stream.usage(), self._stream.ends
+        usage, ends = self._usage(), self._stream.ends
         cached_tokens = usage["prompt_tokens_details"]["cached_tokens"]
         return {
             "timings": timings(ends, usage["prompt_tokens"], cached_tokens, usage["completion_tokens"]),

@@ -8,16 +8,26 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import HttpVersion11, hdrs, web
 
+from gateway.about import About
+from gateway.auth import ANTHROPIC_ROUTES, KeyRing
 from gateway.body import check_length
+from gateway.cors import Cors
+from gateway.dialects.anthropic import Anthropic
+from gateway.dialects.anthropic_answer import error_response
+from gateway.dialects.responses import Responses
+from gateway.dialects.sglang import SGLang
 from gateway.engine import Engine
 from gateway.errors import ApiError
 from gateway.generation import Generation
 from gateway.inspection import Inspection
+from gateway.intake import Intake
 from gateway.look_ups import LookUps
+from gateway.openapi import OpenApi
 from gateway.request_id import REQUEST_ID_HEADER, check_request_id, request_id_of
 from gateway.ring import RingView
 from gateway.server import connection_of
 from gateway.status import Status
+from gateway.unbuilt import UNBUILT, not_built
 from ipc.config import GatewayConfig
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -25,13 +35,34 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 log = logging.getLogger(__name__)
 
 
-def build_app(engine: Engine, ring: RingView, config: GatewayConfig) -> web.Application:
-    """The HTTP application, to be run on `gateway.server.Port`."""
+def build_app(engine: Engine, ring: RingView, config: GatewayConfig, keys: KeyRing) -> web.Application:
+    """The HTTP application, to be run on `gateway.server.Port`; `keys` open its routes."""
     max_body_bytes = config.max_body_mib << 20
-    generation = Generation(engine, ring, config)
+    intake = Intake(engine, ring, config)
+    generation = Generation(intake)
+    anthropic = Anthropic(intake)
+    responses = Responses(intake)
+    sglang = SGLang(intake)
+    about = About(ring, config)
     inspection = Inspection(engine, ring)
     look_ups = LookUps(engine, ring, max_body_bytes)
     status = Status(engine, ring)
+    cors = Cors(config.allowed_origins)
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Nobody gets past here without a key, whatever the route; a browser's question comes before its key."""
+        preflight = cors.preflight(request)
+        if preflight is not None:
+            return preflight
+        keys.check(request)
+        return await handler(request)
+
+    async def sign(request: web.Request, response: web.StreamResponse) -> None:
+        """What every response carries."""
+        response.headers[REQUEST_ID_HEADER] = request_id_of(request)
+        response.headers[hdrs.SERVER] = "quintet"
+        cors.sign(request, response)
 
     async def expect(request: web.Request) -> web.StreamResponse | None:
         """Answer `Expect: 100-continue`; a body that is too large is refused before it is sent."""
@@ -39,18 +70,23 @@ def build_app(engine: Engine, ring: RingView, config: GatewayConfig) -> web.Appl
         try:
             if request.headers[hdrs.EXPECT].lower() != "100-continue":
                 raise ApiError(417, "the only expectation that is met is 100-continue")
+            keys.check(request)
             check_length(request, max_body_bytes)
         except ApiError as error:
-            return error.response()
+            return _error_response(error, request)
         if request.transport is not None:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return None
 
-    app = web.Application(middlewares=[contain], client_max_size=max_body_bytes)
+    app = web.Application(middlewares=[contain, guard], client_max_size=max_body_bytes)
     app.on_response_prepare.append(sign)
     for path, handler in {
         "/v1/chat/completions": generation.chat_completions,
         "/v1/completions": generation.completions,
+        "/v1/responses": responses.create,
+        "/v1/messages": anthropic.messages,
+        "/v1/messages/count_tokens": anthropic.count_tokens,
+        "/generate": sglang.generate,
         "/tokenize": look_ups.tokenize,
         "/detokenize": look_ups.detokenize,
     }.items():
@@ -58,13 +94,26 @@ def build_app(engine: Engine, ring: RingView, config: GatewayConfig) -> web.Appl
     for path, handler in {
         "/health": status.health,
         "/ready": status.ready,
-        "/version": status.version,
+        "/version": about.version,
+        "/server_info": about.server_info,
+        "/get_server_info": about.server_info,
+        "/model_info": about.model_info,
+        "/get_model_info": about.model_info,
+        "/tokenizer_info": about.tokenizer_info,
+        "/ping": about.ping,
         "/v1/models": status.models,
         "/v1/models/{name:.+}": status.model,
         "/v1/loads": status.loads,
         "/v1/requests/{id:.+}": inspection.request,
+        "/v1/responses/{id}": responses.retrieve,
     }.items():
         app.router.add_get(path, handler)
+    app.router.add_post("/v1/responses/{id}/cancel", responses.cancel)
+    app.router.add_put("/generate", sglang.generate, expect_handler=expect)
+    app.router.add_post("/ping", about.ping)
+    for path in UNBUILT:
+        app.router.add_route("*", path, not_built)
+    app.router.add_get("/openapi.json", OpenApi(app).openapi)
     # As in SGLang it takes both methods; a HEAD, which only looks, must not flush.
     app.router.add_post("/flush_cache", inspection.flush_cache)
     app.router.add_get("/flush_cache", inspection.flush_cache, allow_head=False)
@@ -80,7 +129,7 @@ async def contain(request: web.Request, handler: Handler) -> web.StreamResponse:
         check_request_id(request)
         return await _answer(request, handler)
     except ApiError as error:
-        return error.response()
+        return _error_response(error, request)
     except asyncio.CancelledError:
         log.info("%s %s: the client has left (499), request %s", request.method, request.path, request_id_of(request))
         raise
@@ -88,10 +137,9 @@ async def contain(request: web.Request, handler: Handler) -> web.StreamResponse:
         connection.request_ends(request)
 
 
-async def sign(request: web.Request, response: web.StreamResponse) -> None:
-    """What every response carries."""
-    response.headers[REQUEST_ID_HEADER] = request_id_of(request)
-    response.headers[hdrs.SERVER] = "quintet"
+def _error_response(error: ApiError, request: web.Request) -> web.Response:
+    """An error in the shape of its route's dialect."""
+    return error_response(error, request) if request.path in ANTHROPIC_ROUTES else error.response()
 
 
 async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -27,10 +27,7 @@ class ChatAnswer(Answer):
         The end has an event of its own with an empty delta, and an empty text has none: clients count every event with
         content as a token. What belongs to tokens without text, such as a hidden end of sequence, goes with the end.
         """
-        events = b""
-        if piece.index not in self._opened:
-            self._opened.add(piece.index)
-            events = self._delta(piece.index, {"role": "assistant", "content": ""})
+        events = self._opening(piece.index)
         if piece.text and self._is_plain:
             events += b"".join(
                 (
@@ -48,8 +45,15 @@ class ChatAnswer(Answer):
             events += self._delta(piece.index, {}, None if piece.text else piece, self._end(piece.tail))
         return events
 
+    def _opening(self, index: int) -> bytes:
+        """The event with the role, if that is not out yet."""
+        if index in self._opened:
+            return b""
+        self._opened.add(index)
+        return self._delta(index, {"role": "assistant", "content": ""})
+
     def _delta(
-        self, index: int, delta: dict[str, str], piece: Piece | None = None, end: dict[str, Any] | None = None
+        self, index: int, delta: dict[str, Any], piece: Piece | None = None, end: dict[str, Any] | None = None
     ) -> bytes:
         """An event; `piece` is the one whose tokens it accounts for, if it does."""
         choice: dict[str, Any] = {

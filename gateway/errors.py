@@ -16,20 +16,25 @@ SHOWN_NAME_CHARS = 100  # of a client's own words inside a message
 # OpenAI's error type for each status that this server sends.
 KINDS = {
     400: "invalid_request_error",
+    401: "authentication_error",
     404: "not_found_error",
     405: "invalid_request_error",
     408: "timeout_error",
+    409: "conflict_error",
     413: "invalid_request_error",
     415: "invalid_request_error",
     417: "invalid_request_error",
     429: "overloaded_error",
     500: "server_error",
+    501: "not_supported_error",
     503: "unavailable_error",
     504: "timeout_error",
 }
 
 # 429 says "try again soon", 503 "this server cannot now". Clients obey these; they retry on their own otherwise.
 RETRY_HEADERS = {
+    409: {"x-should-retry": "false"},
+    501: {"x-should-retry": "false"},
     429: {"Retry-After": "1", "retry-after-ms": "1000"},
     503: {"Retry-After": "5"},
 }
@@ -66,9 +71,14 @@ class ApiError(Exception):
 
     def response(self) -> web.Response:
         response = json_response(self.body(), self.status, self.headers)
-        if self.status in (408, 413, 417):
-            response.force_close()  # the rest of the request may still be on its way
+        if self.closes:
+            response.force_close()
         return response
+
+    @property
+    def closes(self) -> bool:
+        """Whether the connection is closed behind it: the rest of the request may still be on its way."""
+        return self.status in (408, 413, 417)
 
 
 def refuse(message: str, param: str | None = None) -> NoReturn:

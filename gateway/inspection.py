@@ -15,7 +15,7 @@ from gateway.streams import Sequence, Stream
 from gateway.timings import NS_PER_MS, span_ms
 from ipc.codec import Map
 
-PREFIXES = ("chatcmpl-", "cmpl-")  # what answers put before a request's id
+PREFIXES = ("chatcmpl-", "cmpl-", "msg_", "resp_")  # what answers put before a request's id
 
 
 class Inspection:

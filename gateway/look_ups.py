@@ -14,6 +14,7 @@ from gateway.parameters import UNSUPPORTED_TOKENIZE
 from gateway.request import chat_map
 from gateway.ring import RingView
 from gateway.schemas import DetokenizeRequest, TokenizeChatRequest, TokenizeTextRequest, parse
+from gateway.tool_schemas import check_tools
 
 MAX_DETOKENIZED = 2**17  # ids; the longest tokens have hundreds of bytes, and the text must fit one message
 
@@ -36,7 +37,8 @@ class LookUps:
         question: TokenizeTextRequest | TokenizeChatRequest
         if "messages" in body:
             question = parse(TokenizeChatRequest, body, UNSUPPORTED_TOKENIZE)
-            chat = chat_map(question)
+            check_tools(question.tools or [])
+            chat = chat_map(question, question.tools or [])
         else:
             question = parse(TokenizeTextRequest, body, UNSUPPORTED_TOKENIZE)
             text = question.prompt

@@ -9,11 +9,13 @@ from typing import Any
 import uvloop
 
 from gateway.app import build_app
+from gateway.auth import is_public, load_keys
 from gateway.engine import Engine
 from gateway.errors import ApiError
 from gateway.ring import RingView
 from gateway.schemas import MAX_TIMEOUT_MS
 from gateway.server import Port
+from gateway.tls import server_context
 from ipc.messages import Beat, Drain, Drained, Loading, LookUp, ModelFiles, Report, RingState, Shutdown, Text
 from ipc.process import FatalError, Process
 from ipc.sockets import AsyncInbox
@@ -49,8 +51,15 @@ class Gateway:
                 f"--request-timeout is {config.request_timeout:g} s, but it may be {MAX_TIMEOUT_MS // 1000} s at most;"
                 " 0 is no limit"
             )
-        port = Port(build_app(self._engine, self._ring, config))
-        url = await port.open(config.host, config.port)
+        keys = load_keys(config.api_key, config.api_key_file)
+        port = Port(build_app(self._engine, self._ring, config, keys))
+        url = await port.open(config.host, config.port, server_context(config.ssl_certfile, config.ssl_keyfile))
+        if is_public(config.host) and not keys:
+            log.warning(
+                "%s can be reached from other machines, and everybody who reaches it may use it:"
+                " set --api-key-file or --api-key, or listen on 127.0.0.1",
+                config.host,
+            )
         inbox = AsyncInbox(self._process.inbox, asyncio.get_running_loop(), self._on_message)
         self._process.ready(url=url)
         await self._stopped.wait()

@@ -24,11 +24,6 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 }
 UNSUPPORTED_CHAT: dict[str, tuple[Any, ...]] = _UNSUPPORTED | {
     "chat_template": (),
-    "include_reasoning": (True,),
-    "parallel_tool_calls": (True,),
-    "reasoning_effort": ("none",),
-    "tool_choice": ("none",),
-    "tools": (),
 }
 UNSUPPORTED_COMPLETION: dict[str, tuple[Any, ...]] = _UNSUPPORTED | {
     "best_of": (1,),
@@ -38,7 +33,6 @@ UNSUPPORTED_COMPLETION: dict[str, tuple[Any, ...]] = _UNSUPPORTED | {
 UNSUPPORTED_TOKENIZE: dict[str, tuple[Any, ...]] = {
     "chat_template": (),
     "return_token_strs": (False,),
-    "tools": (),
 }
 
 

@@ -12,18 +12,20 @@ from typing import Any
 import orjson
 
 from gateway.errors import refuse
+from gateway.messages import plain_message
 from gateway.parameters import UNSUPPORTED_CHAT, UNSUPPORTED_COMPLETION
+from gateway.parsers.reader import PLAIN, Reading
 from gateway.ring import RingView
 from gateway.schemas import (
     MAX_SEQUENCES,
     ChatInput,
-    ChatMessage,
     ChatRequest,
     CompletionRequest,
     GenerationRequest,
     parse,
 )
 from gateway.tenant import tenant_of
+from gateway.tool_schemas import Tool, check_tool_choice, check_tools
 from ipc.codec import INT64_MAX, Ids
 from ipc.config import GatewayConfig
 from ipc.messages import Generate, ModelFiles, Output, Sampling
@@ -42,7 +44,7 @@ class Envelope:
     """What an HTTP request says outside of its body."""
 
     request_id: str  # used when the body has none
-    key: str  # of the Authorization header; "" without one
+    key: str  # that it shows; "" without one
 
 
 @dataclass(slots=True)
@@ -59,6 +61,8 @@ class Job:
     include_usage: bool
     continuous_usage: bool
     metadata: dict[str, str] | None
+    reading: Reading = PLAIN  # what the text may hold beside content
+    reasoning_effort: str | None = None  # as the client asked for it
 
     @property
     def received_ns(self) -> int:
@@ -76,13 +80,25 @@ class Job:
 
 
 def chat_job(body: dict[str, Any], envelope: Envelope, ring: RingView, config: GatewayConfig) -> Job:
-    """A body of /v1/chat/completions as a job. Raises ApiError."""
+    """A body of /v1/chat/completions as a job, still without what `gateway.templates` finds out. Raises ApiError."""
     request = parse(ChatRequest, body, UNSUPPORTED_CHAT)
     if request.top_logprobs is not None and not request.logprobs:
         refuse("top_logprobs: needs logprobs to be true", "top_logprobs")
+    tools = request.tools or []
+    check_tools(tools)
+    check_tool_choice(request.tool_choice, request.parallel_tool_calls, tools)
+    if request.tool_choice == "none":
+        tools = []  # a model that is not told of them calls none
     logprobs = (request.top_logprobs or 0) if request.logprobs else -1
     max_tokens = request.max_completion_tokens or request.max_tokens or 0
-    return _job(request, envelope, ring, config, [chat_map(request)], max_tokens, logprobs)
+    job = _job(request, envelope, ring, config, [chat_map(request, tools)], max_tokens, logprobs)
+    job.reasoning_effort = request.reasoning_effort
+    job.reading = Reading(
+        tools=frozenset(tool.function.name for tool in tools),
+        parallel_calls=request.parallel_tool_calls,
+        show_reasoning=request.include_reasoning,
+    )
+    return job
 
 
 def completion_job(body: dict[str, Any], envelope: Envelope, ring: RingView, config: GatewayConfig) -> Job:
@@ -100,8 +116,11 @@ def completion_job(body: dict[str, Any], envelope: Envelope, ring: RingView, con
     return _job(request, envelope, ring, config, request.prompt, max_tokens, logprobs)
 
 
-def chat_map(request: ChatInput) -> dict[str, Any]:
-    """The conversation as plain data for the tokenizer, absent fields left out; contents are texts or text parts."""
+def chat_map(request: ChatInput, tools: list[Tool]) -> dict[str, Any]:
+    """The conversation as plain data for the tokenizer, absent fields left out; contents are texts or text parts.
+
+    The model is told of `tools`. Raises ApiError 400.
+    """
     kwargs = request.chat_template_kwargs
     for name in TEMPLATE_NAMES:
         if name in kwargs:
@@ -117,19 +136,15 @@ def chat_map(request: ChatInput) -> dict[str, Any]:
         add_generation_prompt = not request.continue_final_message
     else:
         add_generation_prompt = request.add_generation_prompt
-    return {
-        "messages": [_plain_message(message, index) for index, message in enumerate(request.messages)],
+    chat: dict[str, Any] = {
+        "messages": [plain_message(message, f"messages[{index}]") for index, message in enumerate(request.messages)],
         "add_generation_prompt": add_generation_prompt,
         "continue_final_message": request.continue_final_message,
         "chat_template_kwargs": kwargs,
     }
-
-
-def _plain_message(message: ChatMessage, index: int) -> dict[str, Any]:
-    if (message.role == "tool") != (message.tool_call_id is not None):
-        wrong = "a tool message needs it" if message.role == "tool" else "only a tool message has it"
-        refuse(f"messages[{index}].tool_call_id: {wrong}", f"messages[{index}].tool_call_id")
-    return message.model_dump(exclude_none=True)
+    if tools:
+        chat["tools"] = [tool.model_dump(exclude_none=True) for tool in tools]
+    return chat
 
 
 def _job(
@@ -153,6 +168,7 @@ def _job(
         stop=request.stop,
         include_stop=request.include_stop_str_in_output,
         skip_special_tokens=request.skip_special_tokens,
+        whole=not request.stream,
     )
     _check_priority(request.priority, config.scheduling_policy)
     tenant = tenant_of(envelope.key, request.user or "")

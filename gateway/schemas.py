@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     PlainValidator,
@@ -24,6 +22,8 @@ from pydantic import (
 from gateway.body import Path, field_path
 from gateway.errors import ApiError, refuse
 from gateway.parameters import supplied
+from gateway.schema import Schema
+from gateway.tool_schemas import MAX_TOOLS, ToolCall, ToolChoice, Tools
 from ipc.codec import Ids
 
 MAX_PROMPTS = 1024
@@ -35,15 +35,12 @@ MAX_TIMEOUT_MS = 7 * 24 * 3600 * 1000  # a week; a deadline in nanoseconds must 
 MAX_METADATA = 16  # pairs; this and the lengths below are OpenAI's limits
 
 
-class Schema(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
-
-
-def _as_list(value: Any) -> Any:
+def as_list(value: Any) -> Any:
+    """A string as a list of one."""
     return [value] if isinstance(value, str) else value
 
 
-def _without_nulls(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
     """Clients send a message back as they got it, with all that it did not have as null or as an empty list."""
     if isinstance(value, dict):
         return {name: item for name, item in value.items() if item is not None and item != []}
@@ -89,10 +86,15 @@ def _ids_or_none(values: Any) -> Ids:
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
+StopStrings = Annotated[
+    list[StopString], BeforeValidator(as_list, json_schema_input_type=str | list[StopString]), Field(max_length=4)
+]
 MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 RequestId = Annotated[str, Field(pattern=r"^[ -~]{1,256}$")]
-Prompts = Annotated[list[str | Ids], PlainValidator(_prompts)]
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+PromptInput = str | list[str] | list[TokenId] | list[list[TokenId]]
+Prompts = Annotated[list[str | Ids], PlainValidator(_prompts, json_schema_input_type=PromptInput)]
 
 
 class StreamOptions(Schema):
@@ -113,14 +115,14 @@ class GenerationRequest(Schema):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
-    stop: Annotated[list[StopString], BeforeValidator(_as_list), Field(max_length=4)] = []
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=1024)] = []
+    stop: StopStrings = Field(default_factory=list)
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=1024)] = Field(default_factory=list)
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
     seed: int | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=1024)] = {}
+    logit_bias: Annotated[dict[str, float], Field(max_length=1024)] = Field(default_factory=dict)
     stream: bool = False
     stream_options: StreamOptions | None = None
     return_token_ids: bool = False
@@ -147,26 +149,33 @@ def _content_kind(value: Any) -> str:
     return "parts" if isinstance(value, list) else "text"
 
 
+Content = Annotated[
+    Annotated[str, Tag("text")] | Annotated[list[TextPart], Tag("parts"), Field(min_length=1, fail_fast=True)],
+    Discriminator(_content_kind),
+]
+
+
 class ChatMessage(Schema):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[
-        Annotated[str, Tag("text")] | Annotated[list[TextPart], Tag("parts"), Field(min_length=1, fail_fast=True)],
-        Discriminator(_content_kind),
-    ]
+    content: Content | None = None  # only an assistant that called tools may have none
     name: str | None = None
     tool_call_id: str | None = None
+    tool_calls: Annotated[list[ToolCall], Field(min_length=1, max_length=MAX_TOOLS)] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None  # another name of it
 
 
-Messages = Annotated[list[Annotated[ChatMessage, BeforeValidator(_without_nulls)]], Field(min_length=1, fail_fast=True)]
+Messages = Annotated[list[Annotated[ChatMessage, BeforeValidator(without_nulls)]], Field(min_length=1, fail_fast=True)]
 
 
 class ChatInput(Schema):
     """A conversation, and how the chat template turns it into a prompt."""
 
     messages: Messages
+    tools: Tools | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
-    chat_template_kwargs: dict[str, Any] = {}
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
 
 
 class ChatRequest(ChatInput, GenerationRequest):
@@ -175,6 +184,10 @@ class ChatRequest(ChatInput, GenerationRequest):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool = True
+    reasoning_effort: ReasoningEffort | None = None
+    include_reasoning: bool = True
 
 
 class CompletionRequest(GenerationRequest):
@@ -203,7 +216,7 @@ class DetokenizeRequest(Schema):
     """POST /detokenize"""
 
     model: str | None = None
-    tokens: Annotated[Ids, PlainValidator(_ids_or_none)]
+    tokens: Annotated[Ids, PlainValidator(_ids_or_none, json_schema_input_type=list[TokenId])]
 
 
 AnySchema = TypeVar("AnySchema", bound=Schema)

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import socket
+import ssl
 from typing import Any
 
 import orjson
@@ -34,17 +35,25 @@ class Port:
         self._server: asyncio.Server | None = None
         self.num_connections = 0
 
-    async def open(self, host: str, port: int) -> str:
-        """Bind and serve; the URL to reach it by. Port 0 takes a free one. Raises FatalError."""
+    async def open(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> str:
+        """Bind and serve, HTTPS with `tls`; the URL to reach it by. Port 0 takes a free one. Raises FatalError."""
         await self._runner.setup()
         loop = asyncio.get_running_loop()
         try:
-            self._server = await loop.create_server(self._connect, host, port, backlog=BACKLOG)
+            self._server = await loop.create_server(
+                self._connect,
+                host,
+                port,
+                backlog=BACKLOG,
+                ssl=tls,
+                ssl_handshake_timeout=None if tls is None else HEAD_DEADLINE_S,
+            )
         except OSError as error:
             await self._runner.cleanup()
             raise FatalError(_why_not(error, host, port)) from None
         bound = self._server.sockets[0].getsockname()[1]
-        return f"http://{f'[{host}]' if ':' in host else host}:{bound}"
+        scheme = "http" if tls is None else "https"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{bound}"
 
     async def close(self) -> None:
         """Take no more connections, give handlers a moment, close all connections."""

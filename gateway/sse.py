@@ -19,9 +19,9 @@ DONE = b"data: [DONE]\n\n"
 log = logging.getLogger(__name__)
 
 
-def event(data: bytes) -> bytes:
-    """JSON as one event."""
-    return b"data: " + data + b"\n\n"
+def event(data: bytes, name: bytes = b"") -> bytes:
+    """JSON as one event, which may have a name."""
+    return (b"event: " + name + b"\n" if name else b"") + b"data: " + data + b"\n\n"
 
 
 class EventWriter:
@@ -46,7 +46,7 @@ class EventWriter:
 
     async def finish(self, data: bytes) -> web.StreamResponse:
         """Send the last events and end the response."""
-        await self.write(data + DONE)
+        await self.write(data)
         await self._response.write_eof()
         return self._response
 

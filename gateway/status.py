@@ -1,8 +1,6 @@
-"""The endpoints about the server itself: health, readiness, models, load, version. None of them runs the model."""
+"""The endpoints about the server itself: health, readiness, models, load. None of them runs the model."""
 
 from __future__ import annotations
-
-from importlib.metadata import PackageNotFoundError, version
 
 from aiohttp import web
 
@@ -44,13 +42,3 @@ class Status:
         in_flight = self._engine.in_flight()
         stats = runtime_stats(self._ring.stats("scheduler"), in_flight)
         return json_response(stats | {"processes": self._ring.loads(), "in_flight": in_flight})
-
-    async def version(self, request: web.Request) -> web.Response:
-        return json_response({"version": _version()})
-
-
-def _version() -> str:
-    try:
-        return version("quintet")
-    except PackageNotFoundError:
-        return "source"  # run from a checkout that was never installed

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.errors import ApiError
@@ -33,12 +33,25 @@ class Piece:
     token_ids: Ids  # empty unless the request wants them
     logprobs: list[Row]  # a row a token, empty unless the request wants them
     tail: Tail | None
+    runs: list[tuple[str, int]] = field(default_factory=list)  # the same text, with the tokens that each run stands
+    # for; empty unless the text is to be read
 
 
 class Sequence:
     """One choice of one prompt, by its rid."""
 
-    __slots__ = ("_logprobs", "_num_tokens", "_stream", "_texts", "_token_ids", "head", "index", "num_tokens", "tail")
+    __slots__ = (
+        "_logprobs",
+        "_num_tokens",
+        "_runs",
+        "_stream",
+        "_texts",
+        "_token_ids",
+        "head",
+        "index",
+        "num_tokens",
+        "tail",
+    )
 
     def __init__(self, stream: Stream, index: int) -> None:
         self.index = index
@@ -50,6 +63,7 @@ class Sequence:
         self._num_tokens = 0  # of those not yet taken
         self._token_ids = array("i")
         self._logprobs: list[Row] = []
+        self._runs: list[tuple[str, int]] | None = None if stream.job.reading.is_plain else []
 
     @property
     def wants_tokens(self) -> bool:
@@ -63,6 +77,8 @@ class Sequence:
 
     def add_text(self, text: str, num_tokens: int) -> None:
         self._texts.append(text)
+        if self._runs is not None:
+            self._runs.append((text, num_tokens))
         self._num_tokens += num_tokens
         self.num_tokens += num_tokens
         self._stream.touched(self, len(text.encode()))
@@ -88,6 +104,8 @@ class Sequence:
         piece = Piece(self.index, "".join(self._texts), self._num_tokens, self._token_ids, self._logprobs, self.tail)
         self._texts = []
         self._num_tokens = 0
+        if self._runs is not None:
+            piece.runs, self._runs = self._runs, []
         if piece.token_ids or piece.logprobs:
             self._token_ids = array("i")
             self._logprobs = []

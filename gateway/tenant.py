@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
-from aiohttp import hdrs, web
-
 DIGEST_BYTES = 8
-
-
-def bearer_key(request: web.Request) -> str:
-    """The key of the Authorization header; "" when there is none."""
-    scheme, _, key = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else ""
 
 
 def tenant_of(key: str, user: str) -> str:

@@ -2,7 +2,8 @@
 
     python -m gateway.terminal_chat [--url http://127.0.0.1:8000] [--system TEXT] [--max-tokens N]
 
-It is a plain client of the HTTP API. An empty line or Ctrl-D ends it, Ctrl-C cuts an answer short.
+It is a plain client of the HTTP API, and shows the key of the environment's QUINTET_API_KEY, as the server reads it.
+An empty line or Ctrl-D ends it, Ctrl-C cuts an answer short.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import sys
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -38,12 +40,13 @@ async def answer(session: aiohttp.ClientSession, url: str, body: dict[str, Any])
             yield event["choices"][0]["delta"].get("content") or ""
 
 
-async def converse(url: str, system: str, max_tokens: int | None) -> None:
+async def converse(url: str, system: str, max_tokens: int | None, key: str) -> None:
     """Read lines, print answers, until the input ends."""
     console = Console(highlight=False)
     messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
     options = {"max_tokens": max_tokens} if max_tokens else {}
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=None)) as session:
         while question := (await asyncio.to_thread(_ask, console)).strip():
             messages.append({"role": "user", "content": question})
             reply = ""
@@ -76,7 +79,9 @@ def main() -> int:
     parser.add_argument("--max-tokens", type=int, default=None, help="longest answer, in tokens")
     args = parser.parse_args()
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(converse(args.url.rstrip("/"), args.system, args.max_tokens))
+        # The server takes several keys, and lets in whoever shows one of them.
+        key = next(iter(os.environ.get("QUINTET_API_KEY", "").split()), "")
+        asyncio.run(converse(args.url.rstrip("/"), args.system, args.max_tokens, key))
     return 0
 
 

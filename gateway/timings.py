@@ -42,6 +42,7 @@ from typing import Any
 from ipc.messages import Head, Tail
 
 NS_PER_MS = 1e6
+NS_PER_S = 1e9
 
 End = tuple[Head, Tail]  # of one sequence
 

@@ -29,6 +29,9 @@ class GatewayConfig:
     max_body_mib: int
     request_timeout: float
     scheduling_policy: str
+    chat_template: str
+    tool_call_parser: str
+    reasoning_parser: str
 
 
 @dataclass(frozen=True, slots=True)

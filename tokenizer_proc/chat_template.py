@@ -6,10 +6,11 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, meta
 
 from ipc.codec import Map
 from tokenizer_proc.errors import RequestError
+from tokenizer_proc.plain_tools import in_plain_words
 from tokenizer_proc.sandbox import ChatEnvironment, LimitError, render
 
 log = logging.getLogger(__name__)
@@ -53,21 +54,26 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
         """`special_tokens` are variables such as bos_token. Raises jinja2.TemplateSyntaxError."""
-        self._template = ChatEnvironment().compile_template(source)
+        environment = ChatEnvironment()
+        self._template = environment.compile_template(source)
+        self._knows_tools = "tools" in meta.find_undeclared_variables(environment.parse(source))
         self._special_tokens = special_tokens
 
     def render(self, chat: Map, max_chars: int) -> str:
         """The text of the prompt for a conversation.
 
         `chat` holds `messages`, and may hold `continue_final_message` (the text ends with the final message's content),
-        `chat_template_kwargs` (more variables) and other variables of the template, such as `add_generation_prompt`.
-        Contents in parts become one string. Raises RequestError when the template refuses the conversation or cannot
+        `chat_template_kwargs` (more variables) and other variables of the template, such as `add_generation_prompt`
+        and `tools`, which a template that does not know them gets in plain words. Contents in parts become one string.
+        Raises RequestError when the template refuses the conversation or cannot
         digest it, and when it breaks a limit.
         """
         chat = dict(chat)
         extra = chat.pop("chat_template_kwargs", {})
         to_continue = chat.pop("continue_final_message", False)
         chat["messages"] = [_with_plain_content(message) for message in chat["messages"]]
+        if not self._knows_tools:
+            chat["messages"] = in_plain_words(chat["messages"], chat.get("tools") or ())
         if to_continue:
             _mark_end(chat["messages"])
         variables = DEFAULT_VARIABLES | self._special_tokens | extra | chat

@@ -7,7 +7,7 @@ import time
 from array import array
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ipc.codec import Ids, Map
 from ipc.messages import Detokenize, Generate, LookUp, Refusal, Sampling, Submit, Tokenize
@@ -167,6 +167,15 @@ def _contained(work: Callable[[], Outcome]) -> tuple[Outcome | None, Refusal | N
 
 
 def _num_chars(chat: Map) -> int:
-    """The characters of all contents."""
-    contents = (message.get("content") for message in chat["messages"])
-    return sum(len(content) for content in contents if isinstance(content, str))
+    """The characters of all that the messages and the tools say: roles and types do not count."""
+    num_chars = 0
+    left: list[Any] = [chat["messages"], chat.get("tools")]
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            num_chars += len(value)
+        elif isinstance(value, list):
+            left += value
+        elif isinstance(value, dict):
+            left += [item for name, item in value.items() if name not in ("role", "type")]
+    return num_chars

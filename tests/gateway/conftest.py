@@ -12,6 +12,7 @@ import pytest_asyncio
 import uvloop
 
 from gateway.app import build_app
+from gateway.auth import load_keys
 from gateway.server import Port
 from ipc.config import GatewayConfig
 from tests.gateway.scripted_ring import CONFIG, ScriptedRing
@@ -39,7 +40,7 @@ def config() -> GatewayConfig:
 @pytest_asyncio.fixture
 async def port(ring: ScriptedRing, config: GatewayConfig) -> Port:
     """The port of a gateway on that ring, still to be opened."""
-    return Port(build_app(ring.engine, ring.view, config))
+    return Port(build_app(ring.engine, ring.view, config, load_keys(config.api_key, config.api_key_file)))
 
 
 @pytest_asyncio.fixture

@@ -8,7 +8,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from gateway.engine import Engine
+from gateway.parsers import reasoning
+from gateway.parsers.reader import TOOL_PARSERS
 from gateway.ring import RingView
+from gateway.templates import WORD
 from ipc.codec import decode, encode
 from ipc.config import GatewayConfig
 from ipc.messages import (
@@ -16,11 +19,13 @@ from ipc.messages import (
     LENGTH,
     STOP,
     Abort,
+    Detokenize,
     FlushCache,
     Generate,
     Head,
     Inspect,
     Logprobs,
+    LookUp,
     ModelFiles,
     Output,
     Refusal,
@@ -28,6 +33,7 @@ from ipc.messages import (
     RingState,
     Tail,
     Text,
+    Tokenize,
 )
 
 NAMES = ("gateway", "tokenizer", "scheduler", "model", "detokenizer")
@@ -37,15 +43,38 @@ MODEL = ModelFiles(
 CONFIG = GatewayConfig(
     host="127.0.0.1",
     port=0,
+    api_key=[],
+    api_key_file="",
+    allowed_origins=[],
+    ssl_certfile="",
+    ssl_keyfile="",
     served_model_name=[],
     max_body_mib=1,
     request_timeout=0.0,
     scheduling_policy="fcfs",
+    chat_template="",
+    tool_call_parser="auto",
+    reasoning_parser="auto",
 )
+MARKS = frozenset((*reasoning.MARKS, *(mark for parser in TOOL_PARSERS.values() for mark in parser.marks)))
+PROBE_ID = 1 << 20
+REFUSED = Refusal(400, "invalid_request_error", "messages: the chat template refuses them", "messages")
 MS = 1_000_000  # in nanoseconds
 PATIENCE_S = 20.0  # a test that waits for so long has failed
 
 Message = TypeVar("Message")
+
+
+def render(chat: dict[str, Any]) -> str:
+    """A template that knows neither tools nor reasoning."""
+    lines = "".join(f"{message['role']}: {message['content']}\n" for message in chat["messages"])
+    return lines + ("assistant:" if chat["add_generation_prompt"] else "")
+
+
+def is_probe(chat: dict[str, Any]) -> bool:
+    """Whether the gateway made this conversation itself, to see what the template makes of it."""
+    texts = [str(message.get(key)) for message in chat["messages"] for key in ("content", "reasoning_content")]
+    return any(WORD in text or text in MARKS for text in texts)
 
 
 class ScriptedRing:
@@ -56,6 +85,9 @@ class ScriptedRing:
         self.asked: list[Inspect | FlushCache] = []  # of the scheduler
         self.reports: dict[str, list[dict[str, Any]]] = {}  # what the scheduler knows, by request id
         self.script: Callable[[Generate], None] | None = None
+        self.template: Callable[[dict[str, Any]], str | None] = render  # None refuses the conversation
+        self.special: dict[str, int] = {}  # special tokens of the vocabulary, which otherwise spells by character
+        self._rendered: dict[int, str] = {}  # prompts that the gateway asked for to see the template at work
         self.engine = Engine(self._take, self._take_in_scheduler)
         self.view = RingView([])
         self.view.update(MODEL)
@@ -68,10 +100,30 @@ class ScriptedRing:
 
     def _take(self, message: Any) -> None:
         _, message = decode(encode(message, epoch=1))
+        if self._answers(message):
+            return
         self.sent.append(message)
         self._news.set()
         if self.script is not None and isinstance(message, Generate):
             asyncio.get_running_loop().call_soon(self.script, message)
+
+    def _answers(self, message: Any) -> bool:
+        """Answer what the gateway asks on its own account, about the template and the vocabulary."""
+        match message:
+            case Tokenize(rid=rid, chat=chat) if chat is not None and is_probe(chat):
+                text = self.template(chat)
+                key = PROBE_ID + len(self._rendered)
+                self._rendered[key] = text or ""
+                answer = LookUp(rid, "", array("i", [key]), REFUSED if text is None else None)
+            case Tokenize(rid=rid, text=text) if text in MARKS:
+                known = text in self.special
+                answer = LookUp(rid, "", array("i", [self.special[text]] if known else map(ord, text)), None)
+            case Detokenize(rid=rid, token_ids=ids) if len(ids) == 1 and ids[0] in self._rendered:
+                answer = LookUp(rid, self._rendered[ids[0]], array("i"), None)
+            case _:
+                return False
+        asyncio.get_running_loop().call_soon(self.engine.on_answer, answer)
+        return True
 
     def _take_in_scheduler(self, message: Any) -> None:
         """The scheduler answers at once, but for a flush of the cache, which is the test's to answer."""

@@ -25,6 +25,29 @@ def part(**fields: Any) -> dict[str, Any]:
     return message(role="user", content=[{"type": "text", "text": "a"}, fields])
 
 
+def called(name: str, arguments: Any) -> dict[str, Any]:
+    return {"id": "c", "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def tool(**function: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f"} | function}
+
+
+PARAMETERS = "tools[0].function.parameters"
+
+
+def schema(of_x: Any) -> dict[str, Any]:
+    return {"tools": [tool(parameters={"type": "object", "properties": {"x": of_x}})]}
+
+
+def nested(depth: int) -> dict[str, Any]:
+    return {"not": nested(depth - 1)} if depth > 1 else {}
+
+
+def choice(name: str) -> dict[str, Any]:
+    return {"tools": [tool()], "tool_choice": {"type": "function", "function": {"name": name}}}
+
+
 async def check(response: aiohttp.ClientResponse, status: int, param: str | None, message: str = "") -> None:
     """One error body everywhere, and a request id."""
     assert response.status == status, await response.text()
@@ -170,7 +193,16 @@ CHAT_ONLY: list[tuple[dict[str, Any], str]] = [
     (message(role="user", content=[]), "messages[1].content"),
     (message(role="tool", content="x"), "messages[1].tool_call_id"),
     (message(role="user", content="x", tool_call_id="c"), "messages[1].tool_call_id"),
-    (message(role="assistant", content="x", tool_calls=[{"id": "c"}]), "messages[1].tool_calls"),
+    (message(role="assistant", content="x", tool_calls=[{"id": "c"}]), "messages[1].tool_calls[0].function"),
+    (message(role="assistant", tool_calls=[called("f", "no JSON")]), "messages[1].tool_calls[0].function.arguments"),
+    (message(role="assistant", tool_calls=[called("f", "[1]")]), "messages[1].tool_calls[0].function.arguments"),
+    (message(role="assistant", tool_calls=[called("f", "NaN")]), "messages[1].tool_calls[0].function.arguments"),
+    (message(role="assistant", tool_calls=[called("a b", "{}")]), "messages[1].tool_calls[0].function.name"),
+    (message(role="assistant", tool_calls=[called("f", {})]), "messages[1].tool_calls[0].function.arguments"),
+    (message(role="assistant"), "messages[1].content"),
+    (message(role="user", tool_calls=[called("f", "{}")], content="x"), "messages[1].tool_calls"),
+    (message(role="user", reasoning_content="x", content="x"), "messages[1].reasoning_content"),
+    (message(role="assistant", reasoning_content="x", reasoning="y", content="x"), "messages[1].reasoning"),
     (message(role="user", content="x", colour="red"), "messages[1].colour"),
     (part(type="image_url", image_url={"url": "http://x/y.png"}), "messages[1].content[1].type"),
     (part(type="text"), "messages[1].content[1].text"),
@@ -188,10 +220,50 @@ CHAT_ONLY: list[tuple[dict[str, Any], str]] = [
     ({"chat_template_kwargs": {"a": 2**63}}, "chat_template_kwargs.a"),
     ({"chat_template_kwargs": {"a": 10**30}}, "chat_template_kwargs.a"),
     ({"tools": []}, "tools"),
-    ({"tools": [{"type": "function"}]}, "tools"),
+    ({"tools": {}}, "tools"),
+    ({"tools": [{"type": "function"}]}, "tools[0].function"),
+    ({"tools": [{"type": "code_interpreter"}]}, "tools[0].type"),
+    ({"tools": [tool(), tool()]}, "tools[1].function.name"),
+    ({"tools": [tool(name="a b")]}, "tools[0].function.name"),
+    ({"tools": [tool(name="a" * 129)]}, "tools[0].function.name"),
+    ({"tools": [tool(description=5)]}, "tools[0].function.description"),
+    ({"tools": [tool(colour="red")]}, "tools[0].function.colour"),
+    ({"tools": [tool(strict=True)]}, "tools[0].function.strict"),
+    ({"tools": [tool(name=f"f{index}") for index in range(129)]}, "tools"),
+    ({"tools": [tool(parameters=[])]}, "tools[0].function.parameters"),
+    ({"tools": [tool(parameters={"type": "string"})]}, "tools[0].function.parameters.type"),
+    (schema({"type": "text"}), f"{PARAMETERS}.properties.x.type"),
+    (schema({"type": []}), f"{PARAMETERS}.properties.x.type"),
+    (schema("string"), f"{PARAMETERS}.properties.x"),
+    (schema({"pattern": "(a"}), f"{PARAMETERS}.properties.x.pattern"),
+    (schema({"pattern": 5}), f"{PARAMETERS}.properties.x.pattern"),
+    (schema({"pattern": "a" * 4097}), f"{PARAMETERS}.properties.x.pattern"),
+    (schema({"enum": []}), f"{PARAMETERS}.properties.x.enum"),
+    (schema({"required": "x"}), f"{PARAMETERS}.properties.x.required"),
+    (schema({"minimum": "1"}), f"{PARAMETERS}.properties.x.minimum"),
+    (schema({"maxLength": -1}), f"{PARAMETERS}.properties.x.maxLength"),
+    (schema({"anyOf": [{"type": "x"}]}), f"{PARAMETERS}.properties.x.anyOf[0].type"),
+    (schema({"items": [{"type": "x"}]}), f"{PARAMETERS}.properties.x.items[0].type"),
+    (schema({"oneOf": {}}), f"{PARAMETERS}.properties.x.oneOf"),
+    (schema({"$ref": 1}), f"{PARAMETERS}.properties.x.$ref"),
+    (schema({"patternProperties": {"[": True}}), f"{PARAMETERS}.properties.x.patternProperties"),
+    ({"tools": [tool(parameters={"properties": []})]}, f"{PARAMETERS}.properties"),
+    ({"tools": [tool(parameters={"description": "x" * 70_000})]}, PARAMETERS),
+    ({"tools": [tool(parameters=nested(33))]}, (PARAMETERS + ".not" * 32)[:97] + "..."),
     ({"tool_choice": "auto"}, "tool_choice"),
+    ({"tool_choice": "required"}, "tool_choice"),
+    ({"tools": [tool()], "tool_choice": "any"}, "tool_choice"),
+    ({"tools": [tool()], "tool_choice": 5}, "tool_choice"),
+    ({"tools": [tool()], "tool_choice": {"type": "function"}}, "tool_choice.function"),
+    (choice("g"), "tool_choice.function.name"),
+    # Known, but they need a grammar that is not there yet.
+    (choice("f"), "tool_choice"),
+    ({"tools": [tool()], "tool_choice": "required"}, "tool_choice"),
     ({"parallel_tool_calls": False}, "parallel_tool_calls"),
+    ({"tools": [tool()], "parallel_tool_calls": "no"}, "parallel_tool_calls"),
+    # This model does not reason.
     ({"reasoning_effort": "high"}, "reasoning_effort"),
+    ({"reasoning_effort": "some"}, "reasoning_effort"),
     ({"include_reasoning": False}, "include_reasoning"),
     ({"chat_template": "{{ x }}"}, "chat_template"),
     ({"prompt": "x"}, "prompt"),

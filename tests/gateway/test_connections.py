@@ -10,6 +10,7 @@ from yarl import URL
 
 from gateway import server
 from gateway.app import build_app
+from gateway.auth import KeyRing
 from gateway.server import Port
 from ipc.process import FatalError
 from tests.gateway.answers import talk
@@ -20,7 +21,7 @@ HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n"
 
 @pytest.mark.asyncio
 async def test_a_port_in_use_is_fatal(ring: ScriptedRing, url: str) -> None:
-    port = Port(build_app(ring.engine, ring.view, CONFIG))
+    port = Port(build_app(ring.engine, ring.view, CONFIG, KeyRing([])))
     taken = URL(url).port
     assert taken is not None
     with pytest.raises(FatalError, match=rf"^port {taken} on 127\.0\.0\.1 is in use: choose another with --port"):
@@ -30,7 +31,7 @@ async def test_a_port_in_use_is_fatal(ring: ScriptedRing, url: str) -> None:
 @pytest.mark.asyncio
 async def test_an_address_that_is_not_ours_is_fatal(ring: ScriptedRing) -> None:
     with pytest.raises(FatalError, match=r"^port 8000 on 203\.0\.113\.1 cannot be opened .*--host"):
-        await Port(build_app(ring.engine, ring.view, CONFIG)).open("203.0.113.1", 8000)
+        await Port(build_app(ring.engine, ring.view, CONFIG, KeyRing([]))).open("203.0.113.1", 8000)
 
 
 @pytest.mark.asyncio

@@ -282,6 +282,25 @@ async def test_a_limit_beyond_a_message_is_fatal(run_dir: str, config: GatewayCo
     await world.close()
 
 
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("config", "warns"),
+    [
+        (replace(CONFIG, host="0.0.0.0"), True),
+        (replace(CONFIG, host="0.0.0.0", api_key=["k"]), False),
+        (CONFIG, False),
+    ],
+    ids=["open", "with a key", "local"],
+)
+async def test_a_public_address_without_a_key_is_warned_of(
+    run_dir: str, config: GatewayConfig, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(run_dir, config)
+    await world.supervisor.next(Ready)
+    await world.close()
+    assert ("can be reached from other machines" in caplog.text) is warns
+
+
 class ChildGateway:
     """`python -m gateway`, as the supervisor starts it."""
 

@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from gateway.app import build_app
+from gateway.auth import KeyRing
 from gateway.ring import RingView
 from gateway.server import Port
 from ipc.messages import Beat, Detokenize, Generate, Loading, LookUp, Refusal, RingState, Tokenize
@@ -61,7 +62,7 @@ async def test_served_names(ring: ScriptedRing) -> None:
     view = RingView(["org/model", "alias"])
     view.update(MODEL)
     view.update(RingState(dict.fromkeys(NAMES, "ready")))
-    port = Port(build_app(ring.engine, view, CONFIG))
+    port = Port(build_app(ring.engine, view, CONFIG, KeyRing([])))
     url = await port.open("127.0.0.1", 0)
     ring.script = lambda generate: ring.answer(generate, ["x"])
     async with aiohttp.ClientSession(url) as http:

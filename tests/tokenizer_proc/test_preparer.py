@@ -136,6 +136,14 @@ class TestLimits:
         assert_refused(submitted(preparer, generate(chat=chat)), "messages", "701 characters")
         assert_refused(looked_up(preparer, Tokenize(1, long, None, True)), "prompt", "701 characters")
 
+    def test_parts_and_tools_count_as_well(self) -> None:
+        preparer = Preparer(MockEncoder(), NoTemplate("never rendered"), CONTEXT, 100)
+        long = "x" * (CONTEXT * MockEncoder.max_token_chars + 1)
+        parts = {"messages": [{"role": "user", "content": [{"type": "text", "text": long}]}]}
+        tools = HELLO | {"tools": [{"type": "function", "function": {"name": "f", "description": long}}]}
+        for chat in (parts, tools):
+            assert_refused(submitted(preparer, generate(chat=chat)), "messages", "characters cannot fit")
+
     def test_what_the_template_writes_is_limited_too(self) -> None:
         template = ChatTemplate("{% for i in range(800) %}x{% endfor %}", {})
         answer = submitted(Preparer(MockEncoder(), template, CONTEXT, 100), generate(chat=HELLO))

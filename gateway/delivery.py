@@ -1,0 +1,75 @@
+"""From a job to the response of its HTTP request, whatever the dialect."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from aiohttp import web
+
+from gateway.engine import Engine
+from gateway.errors import ApiError
+from gateway.json_response import json_response
+from gateway.request import Job
+from gateway.request_id import name_in_body
+from gateway.sse import EventWriter
+from gateway.streams import Piece, Stream
+
+log = logging.getLogger(__name__)
+
+
+class Shape(Protocol):
+    """What a dialect makes of what the sequences of one job bring."""
+
+    def body(self, pieces: list[Piece]) -> bytes:
+        """The whole answer as JSON, from one piece for each choice."""
+        ...
+
+    def events(self, piece: Piece) -> bytes:
+        """The events of a stream that a piece makes."""
+        ...
+
+    def closing(self) -> bytes:
+        """The events after the last piece."""
+        ...
+
+    def failure(self, error: ApiError) -> bytes:
+        """The events that end a stream with an error."""
+        ...
+
+
+async def deliver(
+    request: web.Request, engine: Engine, job: Job, shape: Callable[[Job, Stream], Shape]
+) -> web.StreamResponse:
+    """Run a job and answer its request. A client that leaves cancels this, and so aborts the job. Raises ApiError."""
+    name_in_body(request, job.request_id)
+    with engine.submit(job) as stream:
+        answer = shape(job, stream)
+        if job.stream:
+            return await _stream(request, job, stream, answer)
+        body = answer.body(await stream.all())
+    return json_response(body)
+
+
+async def _stream(request: web.Request, job: Job, stream: Stream, answer: Shape) -> web.StreamResponse:
+    # The response head waits for the first news: a refusal from inside the ring still gets its own status.
+    pieces = await stream.some()
+    if stream.failure is not None:
+        raise stream.failure
+    writer = EventWriter(request)
+    await writer.start(stream)
+    try:
+        while True:
+            events = b"".join(map(answer.events, pieces))
+            if stream.failure is not None:
+                return await writer.finish(events + answer.failure(stream.failure))
+            if stream.finished:
+                return await writer.finish(events + answer.closing())
+            await writer.write(events)
+            pieces = await stream.some()
+    except ConnectionError:
+        raise
+    except Exception:
+        log.exception("request %s failed", job.request_id)
+        return await writer.finish(answer.failure(ApiError(500, "the request failed inside the server")))

@@ -1,0 +1,38 @@
+"""Anthropic's endpoints: /v1/messages and /v1/messages/count_tokens."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from gateway.delivery import deliver
+from gateway.dialects.anthropic_answer import MessagesAnswer
+from gateway.dialects.anthropic_request import chat_body, prompt_body
+from gateway.dialects.anthropic_schemas import MessagesRequest, PromptRequest
+from gateway.intake import Intake
+from gateway.json_response import json_response
+from gateway.request import chat_job, chat_map
+from gateway.schemas import ChatRequest, parse
+from gateway.tool_schemas import check_tools
+
+
+class Anthropic:
+    """The handlers."""
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+
+    async def messages(self, request: web.Request) -> web.StreamResponse:
+        intake = self._intake
+        body = chat_body(parse(MessagesRequest, await intake.body(request), {}))
+        job = chat_job(body, intake.envelope(request), intake.ring, intake.config)
+        await intake.templates.settle(job)
+        return await deliver(request, intake.engine, job, MessagesAnswer)
+
+    async def count_tokens(self, request: web.Request) -> web.Response:
+        intake = self._intake
+        question = parse(PromptRequest, await intake.body(request), {})
+        chat = parse(ChatRequest, prompt_body(question), {})
+        intake.ring.name_for(chat.model)
+        check_tools(chat.tools or [])
+        ids = await intake.engine.tokenize(None, chat_map(chat, chat.tools or []), add_special_tokens=False)
+        return json_response({"input_tokens": len(ids)})

@@ -1,0 +1,34 @@
+"""What all endpoints that generate need, whatever their dialect: the ring, the settings, and the way in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from gateway.auth import shown_keys
+from gateway.body import read_json
+from gateway.engine import Engine
+from gateway.request import Envelope
+from gateway.request_id import request_id_of
+from gateway.ring import RingView
+from gateway.templates import Templates
+from ipc.config import GatewayConfig
+
+
+class Intake:
+    """One for all endpoints, so that what is known of the chat template is known to all."""
+
+    def __init__(self, engine: Engine, ring: RingView, config: GatewayConfig) -> None:
+        self.engine = engine
+        self.ring = ring
+        self.config = config
+        self.templates = Templates(engine, config)
+
+    async def body(self, request: web.Request) -> dict[str, Any]:
+        """The body of a request that can be served now. Raises ApiError."""
+        self.ring.admit()
+        return await read_json(request, self.config.max_body_mib << 20)
+
+    def envelope(self, request: web.Request) -> Envelope:
+        return Envelope(request_id_of(request), next(iter(shown_keys(request)), ""))
