@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .PHONY: install serve chat test lint bench-baseline bench-smoke bench-cache-miss bench-cache-hit bench-mixed-prompt \
-        bench-control-plane simulate
+        bench-control-plane simulate compare-policies
 
 install: $(VENV)/.installed
 
@@ -42,3 +42,6 @@ bench-control-plane: install
 
 simulate: install
 	$(BIN)/python -m benchmark.simulate $(ARGS)
+
+compare-policies: install
+	$(BIN)/python -m benchmark.policies $(ARGS)

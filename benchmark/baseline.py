@@ -21,13 +21,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-import psutil
+import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from benchmark.client import Measured, complete
+from benchmark.client import Client, Measured
 from benchmark.server import Server
+from benchmark.server_figures import cpu_seconds
 
 TEXT = "the sea was calm and every boat lay still while a small bird sang over the harbour of an old grey town"
 WORDS = TEXT.split()
@@ -45,13 +45,12 @@ async def level(url: str, concurrency: int, requests: int, first_seed: int) -> t
     """Keep `concurrency` requests in flight until `requests` are done. Returns the wall time and the requests."""
     seeds = iter(range(first_seed, first_seed + requests))
     results: list[Measured] = []
-    timeout = aiohttp.ClientTimeout(total=None)
-    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
+    async with Client(url) as client:
 
         async def worker() -> None:
             for seed in seeds:
                 body = {"prompt": prompt(seed), "max_tokens": MAX_TOKENS, "temperature": 0, "ignore_eos": True}
-                results.append(await complete(session, url, body))
+                results.append(await client.complete(body))
 
         started = time.perf_counter()
         await asyncio.gather(*(worker() for _ in range(concurrency)))
@@ -60,14 +59,13 @@ async def level(url: str, concurrency: int, requests: int, first_seed: int) -> t
 
 def measure(concurrencies: Sequence[int], options: Sequence[str]) -> dict[str, Any]:
     """Start a server, run all levels, and collect the figures."""
-    given: dict[str, Any] = dict(option.removeprefix("--").split("=", 1) for option in options)
-    with Server(**{name.replace("-", "_"): value for name, value in given.items()}) as server:
-        asyncio.run(level(server.url, 2, 4, 10**6))  # warm-up
+    with Server(options) as server:
+        uvloop.run(level(server.url, 2, 4, 10**6))  # warm-up
         ring = server.processes()
         levels = []
         for index, concurrency in enumerate(concurrencies):
-            before = {name: _cpu(process) for name, process in ring.items()}
-            seconds, results = asyncio.run(level(server.url, concurrency, max(4, 3 * concurrency), index * 10_000))
+            before = {name: cpu_seconds(process) for name, process in ring.items()}
+            seconds, results = uvloop.run(level(server.url, concurrency, max(4, 3 * concurrency), index * 10_000))
             failed = [result.error for result in results if result.error]
             if failed:
                 raise SystemExit(f"{len(failed)} requests failed, the first with: {failed[0]}")
@@ -80,7 +78,9 @@ def measure(concurrencies: Sequence[int], options: Sequence[str]) -> dict[str, A
                     "prompt_tokens_mean": statistics.mean(result.prompt_tokens for result in results),
                     "ttft_ms_median": 1000 * statistics.median(result.ttft for result in results),
                     "tpot_ms_median": 1000 * statistics.median(result.tpot for result in results),
-                    "cpu_cores": {name: (_cpu(process) - before[name]) / seconds for name, process in ring.items()},
+                    "cpu_cores": {
+                        name: (cpu_seconds(process) - before[name]) / seconds for name, process in ring.items()
+                    },
                 }
             )
         memory = {name: process.memory_full_info().uss / 2**20 for name, process in ring.items()}
@@ -92,11 +92,6 @@ def measure(concurrencies: Sequence[int], options: Sequence[str]) -> dict[str, A
             "levels": levels,
             "memory_mib": memory,
         }
-
-
-def _cpu(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return times.user + times.system
 
 
 def show(figures: dict[str, Any]) -> None:
@@ -124,7 +119,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmark.baseline", description="The embedded model on this machine.")
     parser.add_argument("--concurrencies", type=int, nargs="+", default=[1, 8, 16])
     parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("options", nargs="*", help="options of launch.py, as --name=value, behind --")
+    parser.add_argument("options", nargs="*", help="options of launch.py, behind --")
     args = parser.parse_args()
     figures = measure(args.concurrencies, args.options)
     show(figures)

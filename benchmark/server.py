@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,8 +30,15 @@ class Server:
         requests.get(server.url + "/ready")
     """
 
-    def __init__(self, start_timeout_s: float = 300.0, env: Mapping[str, str] | None = None, **options: Any) -> None:
-        self.arguments = ["--port=0"] if "port" not in options else []
+    def __init__(
+        self,
+        arguments: Sequence[str] = (),
+        start_timeout_s: float = 300.0,
+        env: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> None:
+        """`arguments` are handed to launch.py as they are, before the options given by name."""
+        self.arguments = ["--port=0", *arguments]
         for name, value in options.items():
             flag = name.replace("_", "-")
             if isinstance(value, bool):

@@ -1,0 +1,162 @@
+"""A scenario under virtual time: the scheduler and the mock of the live ring, thousands of requests in seconds.
+
+    python -m benchmark.simulate --scenario cache_miss [the flags of benchmark.scenarios] [-- OPTIONS OF launch.py]
+    python -m benchmark.simulate --scenario bursty --sweep --policies fcfs sjf --budgets 512 2048 --rates 20 40 \\
+        --lanes 1 4 --json FILE --csv FILE
+    python -m benchmark.simulate --scenario cache_miss --compare-live [--runs 3]
+    python -m benchmark.simulate --calibrate FILE
+
+The same command gives the same figures, byte for byte, on every machine: nothing of the wall clock enters. What the
+ring costs beside the model comes from a file of constants (`--overheads`), measured once with --calibrate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmark import scenarios
+from benchmark.calibrate import calibrate
+from benchmark.compare_live import NothingToCompareError, compare, show_comparison
+from benchmark.experiment import Experiment, add_arguments, experiment
+from benchmark.overheads import DEFAULT, Overheads, OverheadsError, load_overheads, save_overheads
+from benchmark.plot import NoPlotError, check_matplotlib, draw
+from benchmark.report import row, show, write, write_csv, write_json, write_markdown
+from benchmark.server import ServerError
+from benchmark.server_figures import NoFiguresError
+from benchmark.simulation import simulate
+from benchmark.step_log import StepLogError
+from benchmark.sweep import Sweep, sweep
+from ipc.options import OptionError
+from ipc.process import FatalError
+from scheduler_proc.policies import PolicyError
+
+# Columns of a sweep's table on the screen; the files have all.
+SHOWN = (
+    "policy", "prefill_order", "lanes", "max_num_step_seqs", "max_num_batched_tokens", "rate", "failed", "req_s",
+    "latency_ms", "latency_p99_ms", "ttft_ms", "ttft_p99_ms", "tbt_ms", "mean_batch", "tokens_saved", "preemptions",
+)  # fmt: skip
+# How often --compare-live runs a scenario unless told otherwise.
+COMPARED_RUNS = 3
+
+# What the user can do something about: each of them is one line.
+ERRORS = (
+    OptionError, PolicyError, FatalError, OverheadsError, NoPlotError, ServerError, NoFiguresError, StepLogError,
+    NothingToCompareError,
+)  # fmt: skip
+
+
+def run_one(console: Console, asked: Experiment, overheads: Overheads, args: argparse.Namespace) -> int:
+    """One simulated run."""
+    started = time.perf_counter()
+    run, steps, shown = simulate(asked, overheads)
+    seconds = time.perf_counter() - started
+    show(console, shown)
+    console.print(f"simulated in {seconds:.2f} s, {run.wall_s / seconds:.0f} times as fast as it happens")
+    write(shown, args.json, args.csv, args.markdown)
+    if args.plot:
+        draw(args.plot, f"{shown.scenario}, simulated: {shown.caps}", steps, run.measured, run.started)
+    return 1 if shown.client.failed else 0
+
+
+def run_sweep(console: Console, asked: Experiment, overheads: Overheads, args: argparse.Namespace) -> int:
+    """Every combination of what --policies, --budgets and so on list."""
+    tried = Sweep(args.policies, args.prefill_orders, args.budgets, args.step_seqs, args.rates, args.lanes)
+    found = list(sweep(asked, tried, overheads))
+    rows = [row(shown) for shown in found]
+    table = Table(title=f"{asked.scenario.name}, simulated; 0 is no limit, rate 0 a closed loop", title_justify="left")
+    for name in SHOWN:
+        table.add_column(name, justify="right")
+    for one in rows:
+        table.add_row(*("" if one[name] is None else str(one[name]) for name in SHOWN))
+    console.print(table)
+    if args.json:
+        write_json(args.json, [asdict(shown) for shown in found])
+    if args.csv:
+        write_csv(args.csv, rows)
+    if args.markdown:
+        write_markdown(args.markdown, rows)
+    return 0
+
+
+def run_comparison(console: Console, asked: Experiment, overheads: Overheads, args: argparse.Namespace) -> int:
+    """The same experiment simulated and live. Exit code 1 when they do not agree."""
+    live, simulated = [], []
+    for number in range(args.runs or COMPARED_RUNS):
+        one = replace(asked, seed=asked.seed + number)
+        simulated.append(simulate(one, overheads)[2])
+        live.append(scenarios.measure(one)[2])
+        show(console, simulated[-1])
+        show(console, live[-1])
+    found = compare(live, simulated)
+    show_comparison(console, found)
+    if args.json:
+        runs = {"live": [asdict(run) for run in live], "simulated": [asdict(run) for run in simulated]}
+        write_json(args.json, {"comparison": asdict(found), **runs})
+    rows = [row(run) for run in (*live, *simulated)]
+    if args.csv:
+        write_csv(args.csv, rows)
+    if args.markdown:
+        write_markdown(args.markdown, rows)
+    return 0 if found.agrees else 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = _parser()
+    args = parser.parse_args(argv)
+    lists = (args.policies, args.prefill_orders, args.budgets, args.step_seqs, args.rates, args.lanes)
+    if any(lists) and not args.sweep:
+        parser.error("--policies, --budgets and the other lists need --sweep")
+    if args.runs < 0 or (args.runs and not args.compare_live):
+        parser.error("--runs needs --compare-live, and a number that is not negative")
+    if args.plot and (args.sweep or args.compare_live):
+        parser.error("--plot draws one run: leave out --sweep and --compare-live")
+    console = Console()
+    try:
+        if args.calibrate:
+            overheads, about = calibrate()
+            save_overheads(args.calibrate, overheads, about)
+            console.print(asdict(overheads))
+            return 0
+        asked, overheads = experiment(args), load_overheads(args.overheads)
+        if args.sweep:
+            return run_sweep(console, asked, overheads, args)
+        if args.compare_live:
+            return run_comparison(console, asked, overheads, args)
+        if args.plot:
+            check_matplotlib()
+        return run_one(console, asked, overheads, args)
+    except (*ERRORS, OSError) as error:
+        print(f"benchmark.simulate: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="benchmark.simulate", description="A scenario under virtual time.")
+    add_arguments(parser)
+    parser.add_argument("--overheads", type=Path, default=DEFAULT, metavar="FILE", help="what the ring itself costs")
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--sweep", action="store_true", help="run every combination of the lists below")
+    way.add_argument("--compare-live", action="store_true", help="run it live as well, and compare")
+    way.add_argument("--calibrate", type=Path, metavar="FILE", help="measure the overheads here, and write them")
+    parser.add_argument(
+        "--runs", type=int, default=0, help=f"of --compare-live, of each kind (default: {COMPARED_RUNS})"
+    )
+    lists = parser.add_argument_group("of --sweep; what is not given stays as it is")
+    lists.add_argument("--policies", nargs="+", default=[], help="of --scheduling-policy")
+    lists.add_argument("--prefill-orders", nargs="+", default=[], help="of --prefill-order")
+    lists.add_argument("--budgets", type=int, nargs="+", default=[], help="of --max-num-batched-tokens")
+    lists.add_argument("--step-seqs", type=int, nargs="+", default=[], help="of --max-num-step-seqs")
+    lists.add_argument("--rates", type=float, nargs="+", default=[], help="arrivals a second; 0 is a closed loop")
+    lists.add_argument("--lanes", type=int, nargs="+", default=[], help="of --mock-lanes")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
