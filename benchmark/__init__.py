@@ -1,1 +1,15 @@
-"""Benchmarks: clients of the public surface. Each module's docstring says how to run it."""
+"""Benchmarks: clients of the public surface. Each program's docstring says how to run it.
+
+    scenarios           a load of the laboratory against a live server
+    simulate            the same load under virtual time; sweeps; how well the two agree
+    policies            the scheduling policies side by side, under virtual time
+    control_plane       what everything round the model costs
+    scheduler_step      what a step costs the scheduler
+    fit_cost            a cost profile for the mock, from the step log of a real model
+    baseline, offline   real models through the whole server, and through the offline API
+
+What the first two share: `presets` (the scenarios), `experiment` (the command line), `summary`, `bounds`, `report` and
+`plot` (the figures). Live runs are made of `server`, `server_figures`, `step_log`, `load`, `client` and
+`http_connection`; simulated ones of `simulation`, `simulated_load`, `ring_model`, `virtual_time` and `overheads`,
+which `calibrate` measures with `control_plane` and `ring_costs`.
+"""
