@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,7 +12,7 @@ from scheduler_proc.sequence import Rank, Sequence
 MAX_LOOK = 256  # of those who wait, how many one step looks at
 
 
-class Policy:
+class Policy(ABC):
     """Who is admitted next, and who has to leave first when memory runs out.
 
     A policy knows every sequence that waits, from `push` to `remove`. It decides nothing but an order: tokens, blocks,
@@ -23,25 +24,25 @@ class Policy:
         """`match(sequence)` gives the cached KV blocks that a sequence would find if it were admitted now."""
         self.match = match
 
+    @abstractmethod
     def push(self, sequence: Sequence) -> None:
         """A sequence begins to wait: it is new, or was preempted."""
-        raise NotImplementedError
 
+    @abstractmethod
     def remove(self, sequence: Sequence) -> None:
         """It waits no longer: it was admitted, or is over."""
-        raise NotImplementedError
 
+    @abstractmethod
     def order(self, now: int) -> Iterator[Sequence]:
         """Those who wait, the next to admit first; `now` is in ns. Changes nothing, and need not be read to its end.
 
         `remove` is called for some of them while this is read.
         """
-        raise NotImplementedError
 
-    def admitted(self, sequence: Sequence) -> None:
+    def admitted(self, sequence: Sequence) -> None:  # noqa: B027 - most policies keep no accounts
         """It is being admitted; `remove` follows. A policy that keeps accounts charges its prompt here."""
 
-    def left(self, sequence: Sequence) -> None:
+    def left(self, sequence: Sequence) -> None:  # noqa: B027
         """It ran and is over: a policy that keeps accounts charges its output here."""
 
     def rank(self, sequence: Sequence) -> Rank:
@@ -56,9 +57,9 @@ class KeyPolicy(Policy):
         super().__init__(match)
         self._line: list[Sequence] = []
 
+    @abstractmethod
     def key(self, sequence: Sequence) -> Any:
         """What to compare; two sequences never have equal ones."""
-        raise NotImplementedError
 
     def push(self, sequence: Sequence) -> None:
         insort(self._line, sequence, key=self.key)
