@@ -27,7 +27,8 @@ from benchmark.report import write_json, write_markdown
 from benchmark.ring_model import Request, Ring
 from benchmark.summary import percentile
 from benchmark.workloads import WORKLOADS, Arrival, Workload
-from ipc.options import POLICIES, OptionError, from_command_line
+from ipc.option_table import POLICIES
+from ipc.options import OptionError, from_command_line
 from scheduler_proc.policies import PolicyError
 
 LAUNCH = ("--model=mock", "--mock-profile=gpu", "--max-num-seqs=32", "--max-num-queued-reqs=100000")

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from ipc.config import SECTIONS, RingConfig, section
-from ipc.options import OptionError, all_options, complete, from_command_line
+from ipc.option_table import all_options
+from ipc.options import OptionError, complete, from_command_line
 
 
 def test_defaults_fill_every_section() -> None:

@@ -13,7 +13,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from ipc.codec import Ids
 from ipc.config import SchedulerConfig, section
 from ipc.messages import ABORT, ERROR, LENGTH, STOP, TIMEOUT, RunnerReady
-from ipc.options import POLICIES, complete
+from ipc.option_table import POLICIES
+from ipc.options import complete
 from scheduler_proc.scheduler import Scheduler
 from tests.scheduler_proc.fake_runner import EOS, Client, FakeRunner, generate, submit
 
