@@ -32,7 +32,19 @@ from setproctitle import setproctitle
 
 from ipc import log as process_log
 from ipc.config import SECTIONS, RingConfig, section
-from ipc.messages import Beat, Drain, Drained, Fatal, Loading, ModelFiles, Ready, RingState, Shutdown
+from ipc.messages import (
+    Beat,
+    Drain,
+    Drained,
+    Fatal,
+    Loading,
+    ModelFiles,
+    Ready,
+    RingState,
+    Shutdown,
+    model_name,
+    room_of,
+)
 from ipc.options import OptionError, from_command_line
 from ipc.process import EXIT_FATAL
 from ipc.sockets import Inbox, Outbox
@@ -67,13 +79,13 @@ class Supervisor:
         self.run_dir = tempfile.mkdtemp(prefix="quintet-")  # mode 0700
         self.ring = RingConfig(run_dir=self.run_dir, epoch=1, log_level=options["log_level"])
         self._on_event = on_event
-        self._names = list(processes)
+        self._names = [name for room in processes for name in process_names(room, options)]
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._pidfds: dict[str, int] = {}  # descriptors that become readable when the process dies
         self._states = dict.fromkeys(self._names, "starting")
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._inbox = Inbox(self._context, self.run_dir, "supervisor", self.ring.epoch)
-        self._peers = {name: self._outbox(name) for name in PACKAGES}
+        self._peers = {name: self._outbox(name) for name in {*PACKAGES, *self._names}}
         self._stop_read, self._stop_write = os.pipe()
         os.set_blocking(self._stop_read, False)
         self._stop_lock = threading.RLock()  # a signal handler may come upon its own thread in `stop`
@@ -176,14 +188,15 @@ class Supervisor:
         home = str(Path(__file__).resolve().parent)
         path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
         child = subprocess.Popen(
-            [sys.executable, "-P", "-m", PACKAGES[name]],  # -P: not what the current folder calls by our names
+            [sys.executable, "-P", "-m", PACKAGES[room_of(name)]],  # -P: not what the current folder calls by our names
             stdin=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},
             process_group=0,  # Ctrl-C is for the supervisor alone
         )
         self._children[name] = child
         self._pidfds[name] = os.pidfd_open(child.pid)
-        settings = {"ring": asdict(self.ring), "config": asdict(section(SECTIONS[name], self.options))}
+        config = asdict(section(SECTIONS[room_of(name)], self.options))
+        settings = {"name": name, "ring": asdict(self.ring), "config": config}
         assert child.stdin is not None
         child.stdin.write(json.dumps(settings).encode() + b"\n")
         child.stdin.flush()  # and left open: the child lives as long as this pipe
@@ -224,6 +237,11 @@ class Supervisor:
 
     def _outbox(self, name: str) -> Outbox:
         return Outbox(self._context, self.run_dir, name, self.ring.epoch)
+
+
+def process_names(room: str, options: dict[str, Any]) -> list[str]:
+    """The processes of a room: one, or one a rank of the model."""
+    return [model_name(rank) for rank in range(options["tensor_parallel_size"])] if room == "model" else [room]
 
 
 class Console:

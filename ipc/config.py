@@ -57,11 +57,13 @@ class SchedulerConfig:
     prefill_delay_steps: int
     enable_log_requests: bool
     step_log: str
+    tensor_parallel_size: int
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     model: str
+    tensor_parallel_size: int
     device: str
     dtype: str
     load_format: str

@@ -42,6 +42,21 @@ def gateway_name(index: int) -> str:
     return f"gateway.{index}" if index else "gateway"
 
 
+def model_name(rank: int) -> str:
+    """The name as a process of the model's rank: the first one needs no number."""
+    return f"model.{rank}" if rank else "model"
+
+
+def room_of(name: str) -> str:
+    """What the process of this name does, whatever its number: "model" for "model.1"."""
+    return name.partition(".")[0]
+
+
+def number_of(name: str) -> int:
+    """The number of a process among those of its kind: 1 for "model.1", 0 for "model"."""
+    return int(name.partition(".")[2] or 0)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Records that travel inside messages
 
@@ -209,7 +224,7 @@ class Submit:
 @message(4)
 @dataclass(slots=True)
 class Plan:
-    """scheduler -> model: one step. Drops act first, then admissions, then the block tables grow, then it runs.
+    """scheduler -> model, every rank: one step. Drops act first, then admissions, then block tables grow, then it runs.
 
     `num_tokens[i]` more tokens of slot `slots[i]` are computed: 1 is a decode, more is a prefill chunk. Slot i's block
     table grows by the next `num_blocks[i]` ids of `blocks`. A slot whose last known token is computed samples the next.
@@ -227,7 +242,7 @@ class Plan:
 @message(5)
 @dataclass(slots=True)
 class Result:
-    """model -> scheduler: what a step sampled, in the order of the plan's slots (those that sampled only)."""
+    """model, rank 0 -> scheduler: what a step sampled, in the order of the plan's slots (those that sampled only)."""
 
     step: int
     slots: Ints

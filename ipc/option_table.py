@@ -87,6 +87,14 @@ OPTIONS: dict[str, list[Option]] = {
             aliases=("--context-length",),
             check=at_least(0),
         ),
+        Option(
+            "tensor_parallel_size",
+            int,
+            1,
+            "model processes that share every layer, each on a GPU of its own",
+            aliases=("--tp-size",),
+            check=between(1, 64),
+        ),
         Option("load_format", str, "auto", "the checkpoint's weights, or random ones", choices=("auto", "dummy")),
         Option(
             "model_impl",

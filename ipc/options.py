@@ -61,6 +61,8 @@ def _check_together(values: Mapping[str, Any]) -> None:
         raise OptionError("--max-long-partial-prefills: needs --long-prefill-token-threshold, which says what is long")
     if bool(values["ssl_certfile"]) != bool(values["ssl_keyfile"]):
         raise OptionError("--ssl-certfile and --ssl-keyfile: both are needed for HTTPS, or neither")
+    if values["tensor_parallel_size"] > 1 and values["model"] == "mock":
+        raise OptionError("--tensor-parallel-size: the mock has no layers to share; only for a real model")
     if values["model"] != "mock":
         for name, neutral in (("mock_profile", "instant"), ("mock_lanes", 1)):
             if values[name] != neutral:

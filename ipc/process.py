@@ -90,13 +90,15 @@ class Process:
         self._context.term()
 
 
-def run(name: str, section_class: type, serve: Callable[[Process], None]) -> NoReturn:
-    """Be the process called `name`: read the configuration, serve until shutdown, exit.
+def run(room: str, section_class: type, serve: Callable[[Process], None]) -> NoReturn:
+    """Be a process of this room: read the configuration and its own name, serve until shutdown, exit.
 
     Exit code 0 after a shutdown, EXIT_FATAL after a FatalError, 1 after a crash (its traceback is logged).
     """
-    setproctitle.setproctitle(f"quintet: {name}")
+    setproctitle.setproctitle(f"quintet: {room}")
     settings = json.loads(sys.stdin.readline())
+    name = settings["name"]
+    setproctitle.setproctitle(f"quintet: {name.replace('.', ' ')}")
     ring = section(RingConfig, settings["ring"])
     process_log.set_up(name, ring.log_level)
     # A terminal or a service manager signals the whole group; the supervisor alone decides what that means.

@@ -9,18 +9,28 @@ import psutil
 import torch
 
 from ipc.process import FatalError
+from model_proc.ranks import Seat
 
 CPU_KV_CACHE_BYTES = 4 << 30  # at most this much, and at most a quarter of the memory that is free
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def find_device(wanted: str) -> torch.device:
-    """The device for `--device`. Raises FatalError when it is not there."""
+def find_device(wanted: str, seat: Seat) -> torch.device:
+    """The device for `--device`; with several ranks, each has a GPU. Raises FatalError when it is not there."""
     if wanted == "cuda" and not torch.cuda.is_available():
         raise FatalError("--device cuda: PyTorch finds no GPU here; use --device cpu, or install a CUDA build")
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(wanted, 0) if wanted == "cuda" else torch.device(wanted)
+    if wanted == "cpu":
+        return torch.device("cpu")
+    if seat.size > torch.cuda.device_count():
+        raise FatalError(
+            f"--tensor-parallel-size {seat.size}: there are {torch.cuda.device_count()} GPUs here, and every rank needs"
+            " one; lower it, or use --device cpu"
+        )
+    device = torch.device("cuda", seat.rank)
+    torch.cuda.set_device(device)
+    return device
 
 
 def find_dtype(wanted: str, device: torch.device) -> torch.dtype:

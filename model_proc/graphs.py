@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from model_proc.attention.decode_kernel import DecodeRows
@@ -23,6 +22,7 @@ from model_proc.batch import Batch, StepInputs
 from model_proc.kernels.launching import next_power_of_two
 from model_proc.kernels.sampling_kernels import resolve_tokens, sample_plain
 from model_proc.models.open import Model
+from model_proc.sampler import Draws
 
 TOKEN_IDS, SLOTS, POSITIONS, CONTEXTS, TEMPERATURES, NUMBERS, PART_LENGTH, PART_SEQUENCES, PART_NUMBERS = range(9)
 """Rows of the input buffer: int32, TEMPERATURES and NUMBERS holding float32 bits. A token id of -1 is what the slot
@@ -94,12 +94,10 @@ class DecodeGraphs:
             return None
         return next(size for size in self._sizes if size >= count)
 
-    def forward(
-        self, size: int, inputs: StepInputs, temperatures: NDArray[np.float32], numbers: NDArray[np.float32]
-    ) -> Tensor:
+    def forward(self, size: int, inputs: StepInputs, draws: Draws | None) -> Tensor:
         """Run the step's forward pass -> its logits [S, vocabulary], good until the next call.
 
-        temperatures and numbers are what `sample` is going to draw with, [S].
+        `draws` is what `sample` is going to draw with, if it is called.
         """
         self._attention.update_tables(inputs)
         count = len(inputs.slots)
@@ -118,8 +116,9 @@ class DecodeGraphs:
         rows[SLOTS] = inputs.slots
         rows[POSITIONS] = inputs.positions
         rows[CONTEXTS] = inputs.context_lens
-        rows[TEMPERATURES] = temperatures.view(np.int32)
-        rows[NUMBERS] = numbers.view(np.int32)
+        if draws is not None:
+            rows[TEMPERATURES] = draws.temperatures.view(np.int32)
+            rows[NUMBERS] = draws.numbers.view(np.int32)
         self._inputs.copy_(pinned, non_blocking=True)
         captured = self._captured[size]
         captured.forward.replay()

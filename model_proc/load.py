@@ -20,6 +20,7 @@ from model_proc.files.model_files import Progress
 from model_proc.kernels.ops import Ops, TorchOps
 from model_proc.models.decoder import Decoder
 from model_proc.models.open import Model, native_settings, open_decoder, open_transformers
+from model_proc.ranks import Ranks, Seat, join_ranks
 
 if TYPE_CHECKING:
     # Not at run time: they need Triton.
@@ -40,21 +41,25 @@ class Loaded:
     batch: Batch
     attention: AttentionBackend
     graphs: DecodeGraphs | None
+    ranks: Ranks | None  # whom the model is shared with
 
 
-def load(config: ModelConfig, files: ModelFiles, loading: Progress) -> Loaded:
+def load(config: ModelConfig, files: ModelFiles, loading: Progress, seat: Seat) -> Loaded:
     """Load the weights and lay out the KV cache. Raises ModelFilesError, or FatalError when they do not fit."""
     torch.set_grad_enabled(False)
-    device = find_device(config.device)
+    device = find_device(config.device, seat)
     # cuDNN's attention makes a plan for every new length, and each decode step has one.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    if device.type == "cpu" and config.num_threads:
-        torch.set_num_threads(config.num_threads)
+    if device.type == "cpu":
+        _set_threads(config.num_threads, seat.size)
+    ranks = join_ranks(seat, device) if seat.size > 1 else None
     dtype = find_dtype(config.dtype, device)
     has_kernels = uses_triton(config.attention_backend, device)
-    model = _open_model(config, files, device, dtype, has_kernels, loading)
+    model = _open_model(config, files, device, dtype, has_kernels, loading, ranks)
     layers = model.layers
     num_blocks = _num_blocks(config, files, layers, dtype, device)
+    if ranks is not None:
+        num_blocks = ranks.least(num_blocks, device)
     cache = KVCache(layers, num_blocks, config.block_size, dtype, device)
     batch = Batch(config.max_num_seqs, files.max_model_len, config.block_size, device)
     attention = _open_attention(config, files, model, layers, batch, dtype, has_kernels, loading)
@@ -67,12 +72,20 @@ def load(config: ModelConfig, files: ModelFiles, loading: Progress) -> Loaded:
         files.name, device, str(dtype).removeprefix("torch."), "native" if is_native else "transformers",
         torch.get_num_threads(), num_blocks * config.block_size,
     )  # fmt: skip
-    return Loaded(device, has_kernels, model, cache, batch, attention, graphs)
+    return Loaded(device, has_kernels, model, cache, batch, attention, graphs, ranks)
+
+
+def _set_threads(wanted: int, processes: int) -> None:
+    """As many CPU threads as asked for; without a wish, processes that compute side by side share the cores."""
+    if wanted:
+        torch.set_num_threads(wanted)
+    elif processes > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // processes))
 
 
 def _open_model(
     config: ModelConfig, files: ModelFiles, device: torch.device, dtype: torch.dtype, has_kernels: bool,
-    loading: Progress,
+    loading: Progress, ranks: Ranks | None,
 ) -> Model:  # fmt: skip
     folder = Path(files.folder)
     settings = native_settings(folder, config.model_impl)
@@ -82,13 +95,19 @@ def _open_model(
                 "--load-format dummy works with our own decoder alone, which does not know this model or is"
                 " switched off by --model-impl; use --load-format auto"
             )
+        if ranks is not None:
+            raise FatalError(
+                f"--tensor-parallel-size {ranks.size}: only models of our own decoder can be shared, and this one runs"
+                " on transformers (docs/models.md)"
+            )
         return open_transformers(folder, dtype, device, loading)
     ops: Ops = TorchOps()
     if has_kernels:
         from model_proc.kernels.triton_ops import TritonOps
 
         ops = TritonOps(has_dependent_launch(device))
-    return open_decoder(folder, settings, dtype, ops, device, files.max_model_len, config.load_format, loading)
+    length = files.max_model_len
+    return open_decoder(folder, settings, dtype, ops, device, length, config.load_format, loading, ranks)
 
 
 def _open_attention(

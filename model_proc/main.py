@@ -6,9 +6,10 @@ import gc
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from ipc.messages import Loading, Plan, RunnerReady
+from ipc.messages import Loading, Plan, RunnerReady, number_of
 from ipc.process import FatalError, Process
 from model_proc.describe import describe
 from model_proc.files.checkpoint import default_cache_dir, resolve
@@ -31,7 +32,8 @@ def serve(process: Process) -> None:
         check_capacity(ready)
     except ModelFilesError as error:
         raise FatalError(str(error)) from error
-    process.peer("scheduler").send(ready)
+    if number_of(process.name) == 0:
+        process.peer("scheduler").send(ready)
     gc.enable()
     process.ready()
     execute(process, runner)
@@ -43,8 +45,12 @@ def execute(
     clock: Callable[[], int] = time.monotonic_ns,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Launch plans as they come and send each result when its step is done, until shutdown."""
+    """Launch plans as they come and send each result when its step is done, until shutdown.
+
+    The first rank alone answers: what the others have to say is in their sums.
+    """
     scheduler = process.peer("scheduler")
+    answers = number_of(process.name) == 0
     plans: deque[Plan] = deque()
     while process.running:
         if not plans:
@@ -54,7 +60,9 @@ def execute(
             runner.launch(plans.popleft())
             process.progress += 1
         while runner.in_flight and runner.is_done():
-            scheduler.send(runner.collect())
+            result = runner.collect()
+            if answers:
+                scheduler.send(result)
             process.progress += 1
 
 
@@ -84,19 +92,25 @@ def check_capacity(ready: RunnerReady) -> None:
 def open_runner(process: Process) -> Runner:
     """The runner that `--model` asks for, announced but not loaded. The mock's process never imports torch."""
     supervisor, config = process.peer("supervisor"), process.config
+    rank, size = number_of(process.name), config.tensor_parallel_size
     if config.model == "mock":
         files = describe_mock(config)
         supervisor.send(files)
         return MockRunner(config, files)
 
     def loading(phase: str, done: int, total: int) -> None:
-        supervisor.send(Loading(phase, done, total))
+        if rank == 0:
+            supervisor.send(Loading(phase, done, total))
 
     needs_weights = config.load_format != "dummy"
     files = describe(resolve(config.model, default_cache_dir(), loading, needs_weights), config)
-    supervisor.send(files)
+    if rank == 0:
+        supervisor.send(files)
     # The others go on with the tokenizer while this import takes its seconds.
     loading("import torch", 0, 0)
+    from model_proc.ranks import Seat
     from model_proc.torch_runner import TorchRunner
 
-    return TorchRunner(config, files, loading)
+    return TorchRunner(
+        config, files, loading, Seat(rank, size, Path(process.ring.run_dir) / f"ranks.{process.ring.epoch}")
+    )

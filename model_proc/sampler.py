@@ -39,6 +39,14 @@ class Sampled:
         return Sampled(*(None if column is None else download(column) for column in columns))  # type: ignore[arg-type]
 
 
+@dataclass(slots=True)
+class Draws:
+    """What rows without penalties or truncation draw with, [S] each; a temperature of 0 is greedy."""
+
+    temperatures: NDArray[np.float32]
+    numbers: NDArray[np.float32]  # uniform in [0, 1)
+
+
 class Sampler:
     """Samples tokens; keeps the token counts that penalties need, one row a slot.
 

@@ -22,7 +22,8 @@ from model_proc.batch import StepInputs
 from model_proc.files.checkpoint import generation_defaults
 from model_proc.files.model_files import Progress
 from model_proc.load import load
-from model_proc.sampler import Sampled, Sampler
+from model_proc.ranks import ALONE, Seat
+from model_proc.sampler import Draws, Sampled, Sampler
 from model_proc.staging import upload
 
 if TYPE_CHECKING:
@@ -48,17 +49,18 @@ class Launched:
 class TorchRunner:
     """One model on one device. `launch` does not wait for a GPU; `collect` does."""
 
-    def __init__(self, config: ModelConfig, files: ModelFiles, loading: Progress) -> None:
+    def __init__(self, config: ModelConfig, files: ModelFiles, loading: Progress, seat: Seat = ALONE) -> None:
         self._config = config
         self._files = files
         self._loading = loading
+        self._seat = seat
         self._in_flight: deque[Launched] = deque()
         self._graphs: DecodeGraphs | None = None
 
     def load(self) -> RunnerReady:
         """Load the model and make ready for plans. Raises ModelFilesError, or FatalError when it does not fit."""
         config, files = self._config, self._files
-        loaded = load(config, files, self._loading)
+        loaded = load(config, files, self._loading, self._seat)
         self._device = loaded.device
         self._has_kernels = loaded.has_kernels
         self._model = loaded.model
@@ -66,6 +68,7 @@ class TorchRunner:
         self._batch = loaded.batch
         self._attention = loaded.attention
         self._graphs = loaded.graphs
+        self._ranks = loaded.ranks
         eos_token_ids = generation_defaults(Path(files.folder))["eos_token_id"]
         self._sampler = Sampler(config.max_num_seqs, files.vocab_size, eos_token_ids, self._device)
         if self._has_kernels and self._device.type == "cuda":
@@ -96,6 +99,8 @@ class TorchRunner:
                     done = torch.cuda.Event()  # type: ignore[no-untyped-call]
                     done.record()
         except RuntimeError as failure:
+            if self._ranks is not None:
+                raise  # the others are in the middle of a sum that this one never joined
             log.exception("step %d failed", plan.step)
             error = f"the model failed in this step: {type(failure).__name__}"
         slots = inputs.sample_slots.tolist()
@@ -125,6 +130,8 @@ class TorchRunner:
             try:
                 step.done.synchronize()
             except RuntimeError as failure:
+                if self._ranks is not None:
+                    raise
                 log.exception("step %d failed", step.plan.step)
                 error = f"the device failed in this step: {type(failure).__name__}"
         if error:
@@ -137,34 +144,44 @@ class TorchRunner:
         return result
 
     def _run(self, inputs: StepInputs) -> Sampled | None:
-        """Compute a step and sample. Returns what was sampled, None when nobody samples."""
+        """Compute a step and sample. Returns what was sampled; None when nobody samples, or another rank does it."""
         slots, sampler = inputs.sample_slots, self._sampler
         size = self._graphs.size_for(inputs) if self._graphs else None
-        is_plain = self._has_kernels and sampler.is_plain(slots)
-        if is_plain:
-            temperatures = sampler.temperatures[slots]
-            numbers = sampler.uniform_numbers(slots, inputs.sample_positions)
+        if self._has_kernels and sampler.is_plain(slots):
+            draws = Draws(sampler.temperatures[slots], sampler.uniform_numbers(slots, inputs.sample_positions))
         else:
-            temperatures = numbers = np.zeros(len(slots), dtype=np.float32)
+            draws = None
         if self._graphs and size is not None:
-            logits = self._graphs.forward(size, inputs, temperatures, numbers)
-            if is_plain:
-                return Sampled(self._graphs.sample(size, len(slots)), None, None)
+            logits = self._graphs.forward(size, inputs, draws)
         else:
             logits = self._forward(inputs)
         if not len(slots):
             return None
-        last_token = self._batch.last_token
+        if self._ranks is None:
+            return self._sample(logits, inputs, draws, size)
+        last_token, device_slots = self._batch.last_token, upload((slots,), self._device)[0]
+        sampled = self._sample(logits, inputs, draws, size) if self._ranks.is_first else None
+        last_token[device_slots] = self._ranks.hear_first(last_token[device_slots])
+        return sampled
+
+    def _sample(self, logits: Tensor, inputs: StepInputs, draws: Draws | None, size: int | None) -> Sampled:
+        """Choose the tokens of a step and note them in the batch, where the next step finds them.
+
+        `draws` are there when all rows draw plainly, `size` when the logits are those of a graph.
+        """
+        slots, last_token = inputs.sample_slots, self._batch.last_token
+        if draws is not None and self._graphs and size is not None:
+            return Sampled(self._graphs.sample(size, len(slots)), None, None)
         device_slots = upload((slots,), self._device)[0]
-        if is_plain:
+        if draws is not None:
             from model_proc.kernels.sampling_kernels import sample_plain
 
-            bits = upload((temperatures.view(np.int32), numbers.view(np.int32)), self._device, torch.int32)
-            heat, number = (column.view(torch.float32) for column in bits)
+            columns = (draws.temperatures.view(np.int32), draws.numbers.view(np.int32))
+            heat, number = (bits.view(torch.float32) for bits in upload(columns, self._device, torch.int32))
             return Sampled(sample_plain(logits, heat, number, device_slots, last_token), None, None)
         sampling = self._sampling_of(slots)
         num_output = inputs.sample_positions - self._batch.output_start[slots]
-        sampled = sampler.sample(logits, sampling, slots, inputs.sample_positions, num_output)
+        sampled = self._sampler.sample(logits, sampling, slots, inputs.sample_positions, num_output)
         last_token[device_slots] = sampled.token_ids.clamp(min=0)
         return sampled
 

@@ -19,6 +19,7 @@ from ipc.messages import (
     Submit,
     gateway_name,
     gateway_of,
+    model_name,
 )
 from ipc.process import FatalError, Process
 from scheduler_proc.policies import PolicyError
@@ -75,7 +76,8 @@ class Loop:
 
     def run(self) -> None:
         process, scheduler = self._process, self._scheduler
-        model, detokenizer = process.peer("model"), process.peer("detokenizer")
+        ranks = [process.peer(model_name(rank)) for rank in range(process.config.tensor_parallel_size)]
+        detokenizer = process.peer("detokenizer")
         self._publish_stats(time.monotonic_ns())
         process.ready(num_blocks=scheduler.runner.num_blocks, block_size=scheduler.runner.block_size)
         while process.running:
@@ -83,7 +85,8 @@ class Loop:
                 self._handle(message, time.monotonic_ns())
             scheduler.expire(time.monotonic_ns())
             while (plan := scheduler.plan(time.monotonic_ns())) is not None:
-                model.send(plan)
+                for rank in ranks:
+                    rank.send(plan)
                 process.progress += 1
             for tokens in scheduler.outgoing:
                 detokenizer.send(tokens)

@@ -32,6 +32,10 @@ class Ops(Protocol):
         """hidden + scale * (weight · x + bias): hidden [T, out], x [T, in] -> [T, out]. May overwrite `hidden`."""
         ...
 
+    def logits(self, x: Tensor, norm: Tensor, eps: float, head: Tensor, vocab_size: int) -> Tensor:
+        """head · rms_norm(x), for the whole vocabulary: x [S, in] -> [S, vocab_size]. May be written to."""
+        ...
+
 
 class TorchOps:
     """The Ops of plain PyTorch: the reference, and the way that runs everywhere."""
@@ -49,6 +53,9 @@ class TorchOps:
 
     def add_linear(self, hidden: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
         return torch.add(hidden, linear(x, weight, bias), alpha=scale)
+
+    def logits(self, x: Tensor, norm: Tensor, eps: float, head: Tensor, vocab_size: int) -> Tensor:
+        return self.norm_linear(x, norm, eps, head, None)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

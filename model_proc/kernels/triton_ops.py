@@ -35,3 +35,6 @@ class TritonOps:
         if bias is not None:
             hidden.add_(bias, alpha=scale)
         return torch.addmm(hidden, x, weight.t(), alpha=scale, out=hidden)
+
+    def logits(self, x: Tensor, norm: Tensor, eps: float, head: Tensor, vocab_size: int) -> Tensor:
+        return self.norm_linear(x, norm, eps, head, None)

@@ -13,7 +13,7 @@ from model_proc.models.settings import DecoderSettings
 
 
 class Decoder:
-    """One model: settings, weights, and the operations that compute with them."""
+    """One model, or a rank's share of one: settings, weights, and the operations that compute with them."""
 
     def __init__(self, settings: DecoderSettings, weights: DecoderWeights, ops: Ops, max_model_len: int) -> None:
         self.settings = settings
@@ -63,5 +63,5 @@ class Decoder:
             hidden = ops.add_linear(hidden, activated, layer.down, layer.down_bias, s.residual_scale)
         if sample_rows is not None:
             hidden = hidden[sample_rows]
-        logits = ops.norm_linear(hidden, weights.norm, s.norm_eps, weights.head, None)
+        logits = ops.logits(hidden, weights.norm, s.norm_eps, weights.head, s.vocab_size)
         return logits if s.logit_divisor == 1.0 else logits.div_(s.logit_divisor)

@@ -15,8 +15,10 @@ from model_proc.files.model_files import ModelFilesError, Progress, read_json_ob
 from model_proc.kernels.ops import Ops
 from model_proc.models.decoder import Decoder
 from model_proc.models.loader import empty_weights, fill_from, fill_randomly
+from model_proc.models.parallel import ParallelOps, share_of
 from model_proc.models.settings import DecoderSettings, NotNativeError, decoder_settings
 from model_proc.models.transformers_model import TransformersModel
+from model_proc.ranks import Ranks
 from model_proc.weights import check_supported, load_config, load_model
 
 log = logging.getLogger(__name__)
@@ -56,10 +58,17 @@ def native_settings(folder: Path, implementation: str) -> DecoderSettings | None
 
 def open_decoder(
     folder: Path, settings: DecoderSettings, dtype: torch.dtype, ops: Ops, device: torch.device, max_model_len: int,
-    load_format: str, progress: Progress,
+    load_format: str, progress: Progress, ranks: Ranks | None = None,
 ) -> Decoder:  # fmt: skip
-    """Our decoder with the weights in `folder`, or with random ones when `load_format` is "dummy"."""
-    weights = empty_weights(settings, dtype, device)
+    """Our decoder with the weights in `folder`, or with random ones when `load_format` is "dummy".
+
+    With several ranks, this one's share of it. Raises FatalError when they cannot share this model.
+    """
+    if ranks is None:
+        weights = empty_weights(settings, dtype, device)
+    else:
+        settings, ops = share_of(settings, ranks.size), ParallelOps(ops, ranks)
+        weights = empty_weights(settings, dtype, device, ranks.rank, ranks.size)
     if load_format == "dummy":
         fill_randomly(weights)
     else:

@@ -311,7 +311,7 @@ class ChildGateway:
             [sys.executable, "-m", "gateway"], stdin=subprocess.PIPE, cwd=Path(__file__).parents[2]
         )
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"ring": ring, "config": config}).encode() + b"\n")
+        self.process.stdin.write(json.dumps({"name": "gateway", "ring": ring, "config": config}).encode() + b"\n")
         self.process.stdin.flush()
 
 

@@ -26,6 +26,7 @@ class World:
     """
 
     def __init__(self, arrivals: dict[int, list[Any]], until_ns: int) -> None:
+        self.name = "model"
         self.now = 0
         self.progress = 0
         self.running = True
