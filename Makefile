@@ -31,8 +31,10 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy .
 
+# The embedded model on this machine: ARGS="--json FILE -- --num-threads 1"
 bench-baseline: install
-	$(BIN)/python -m benchmark.baseline $(ARGS)
+	$(BIN)/python -m benchmark.serving --launch --concurrencies 1,8,16 --num-requests 0 \
+		--input-len 140 --output-len 64 $(ARGS)
 
 bench-smoke bench-cache-miss bench-cache-hit bench-mixed-prompt: install
 	$(BIN)/python -m benchmark.scenarios --scenario $(subst -,_,$(@:bench-%=%)) $(ARGS)

@@ -6,7 +6,8 @@
     control_plane       what everything round the model costs
     scheduler_step      what a step costs the scheduler
     fit_cost            a cost profile for the mock, from the step log of a real model
-    baseline, offline   real models through the whole server, and through the offline API
+    serving             any OpenAI-style server under load, level by level
+    offline             real models through the offline API
 
 What the first two share: `presets` (the scenarios), `experiment` (the command line), `summary`, `bounds`, `report` and
 `plot` (the figures). Live runs are made of `server`, `server_figures`, `step_log`, `load`, `client` and

@@ -15,6 +15,7 @@ from benchmark.step_log import Step
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 class NoPlotError(RuntimeError):
@@ -42,6 +43,11 @@ def draw(path: Path, title: str, steps: Sequence[Step], measured: Sequence[Measu
     figure.suptitle(title)
     _draw_steps(queue, batch, steps, started)
     _draw_latency(latency, [one for one in measured if one.succeeded], started)
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure; the suffix of `path` chooses the format. Raises NoPlotError for one that is not known."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         figure.savefig(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import orjson
 import pytest
@@ -68,7 +69,7 @@ async def serving(
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", used
 
 
-async def ask(data: bytes, cut: int = 1 << 20, close: bool = False, **client: bool) -> Measured:
+async def ask(data: bytes, cut: int = 1 << 20, close: bool = False, **client: Any) -> Measured:
     async with serving([data], cut, close) as (url, _), Client(url, **client) as one:
         return await one.complete({"prompt": "x"})
 
@@ -187,7 +188,7 @@ async def test_connections_are_used_again(answers: Callable[[], list[bytes]], co
         assert used == connections
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "https://127.0.0.1", "ftp://x"])
-def test_only_plain_http_urls_are_taken(url: str) -> None:
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "https://", "ftp://x"])
+def test_only_http_urls_are_taken(url: str) -> None:
     with pytest.raises(ValueError, match=r"expected a URL like http://127\.0\.0\.1:8000"):
         Client(url)
