@@ -21,7 +21,10 @@ from gateway.errors import ApiError
 from gateway.generation import Generation
 from gateway.inspection import Inspection
 from gateway.intake import Intake
+from gateway.live import Live
 from gateway.look_ups import LookUps
+from gateway.metrics.collect import collect
+from gateway.metrics.page import MetricsPage
 from gateway.openapi import OpenApi
 from gateway.request_id import REQUEST_ID_HEADER, check_request_id, request_id_of
 from gateway.ring import RingView
@@ -30,6 +33,8 @@ from gateway.status import Status
 from gateway.unbuilt import UNBUILT, not_built
 from ipc.config import GatewayConfig
 
+OTHER = "other"  # the route of a request that has none
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 log = logging.getLogger(__name__)
@@ -37,6 +42,7 @@ log = logging.getLogger(__name__)
 
 def build_app(engine: Engine, ring: RingView, config: GatewayConfig, keys: KeyRing) -> web.Application:
     """The HTTP application, to be run on `gateway.server.Port`; `keys` open its routes."""
+    metrics = engine.observer.metrics
     max_body_bytes = config.max_body_mib << 20
     intake = Intake(engine, ring, config)
     generation = Generation(intake)
@@ -47,6 +53,7 @@ def build_app(engine: Engine, ring: RingView, config: GatewayConfig, keys: KeyRi
     inspection = Inspection(engine, ring)
     look_ups = LookUps(engine, ring, max_body_bytes)
     status = Status(engine, ring)
+    live = Live(engine, ring)
     cors = Cors(config.allowed_origins)
 
     @web.middleware
@@ -78,8 +85,22 @@ def build_app(engine: Engine, ring: RingView, config: GatewayConfig, keys: KeyRi
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return None
 
-    app = web.Application(middlewares=[contain, guard], client_max_size=max_body_bytes)
+    @web.middleware
+    async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Count the response, by its route; what is no route of ours has no name here."""
+        resource = request.match_info.route.resource
+        route = resource.canonical if resource is not None and resource.canonical not in UNBUILT else OTHER
+        status: int | None = None
+        try:
+            response = await handler(request)
+            status = response.status
+            return response
+        finally:
+            metrics.answered(route, status)
+
+    app = web.Application(middlewares=[count, contain, guard], client_max_size=max_body_bytes)
     app.on_response_prepare.append(sign)
+    app.on_shutdown.append(live.close)
     for path, handler in {
         "/v1/chat/completions": generation.chat_completions,
         "/v1/completions": generation.completions,
@@ -104,6 +125,7 @@ def build_app(engine: Engine, ring: RingView, config: GatewayConfig, keys: KeyRi
         "/v1/models": status.models,
         "/v1/models/{name:.+}": status.model,
         "/v1/loads": status.loads,
+        "/v1/events": live.events,
         "/v1/requests/{id:.+}": inspection.request,
         "/v1/responses/{id}": responses.retrieve,
     }.items():
@@ -117,6 +139,11 @@ def build_app(engine: Engine, ring: RingView, config: GatewayConfig, keys: KeyRi
     # As in SGLang it takes both methods; a HEAD, which only looks, must not flush.
     app.router.add_post("/flush_cache", inspection.flush_cache)
     app.router.add_get("/flush_cache", inspection.flush_cache, allow_head=False)
+    if config.enable_metrics:
+        page = MetricsPage(lambda: collect(ring, metrics, engine.in_flight()), config.vllm_metrics)
+        app.router.add_get("/metrics", page.metrics)
+    routes = {resource.canonical for resource in app.router.resources()} - set(UNBUILT)
+    metrics.expect([*sorted(routes), OTHER])
     return app
 
 

@@ -10,16 +10,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from gateway.errors import ApiError
 from gateway.logprobs import Row, rows_of
+from gateway.observer import Observer
 from gateway.request import Job
 from gateway.streams import Sequence, Stream
 from ipc.codec import Ids, Map
-from ipc.messages import Abort, Detokenize, FlushCache, Inspect, LookUp, Report, Text, Tokenize
+from ipc.messages import Abort, Detokenize, FlushCache, Inspect, LookUp, Report, Text, Tokenize, Watch
 
 # The scheduler ends a request at its deadline. A request that it has not got by then, or whose end does not come back,
 # is ended here after this time more.
@@ -28,13 +29,14 @@ REPORT_PATIENCE_S = 5.0  # how long the scheduler may take for an answer: a few 
 
 log = logging.getLogger(__name__)
 
-Question = Tokenize | Detokenize | Inspect | FlushCache
+Question = Tokenize | Detokenize | Inspect | FlushCache | Watch
 
 
 class Engine:
     """`send` puts a message into the tokenizer's inbox, `send_scheduler` into the scheduler's."""
 
     def __init__(self, send: Callable[[Any], None], send_scheduler: Callable[[Any], None]) -> None:
+        self.observer = Observer()
         self._send = send
         self._send_scheduler = send_scheduler
         self._next_rid = 1  # below the gateway's index, which is 0: there is one gateway
@@ -60,6 +62,7 @@ class Engine:
         self._live.update(zip(rids, stream.sequences, strict=True))
         self._streams.add(stream)
         self._idle.clear()
+        self.observer.submitted(job)
         safety_net = self._spread_safety_net(stream)
         try:
             for generate in job.generates:
@@ -95,6 +98,16 @@ class Engine:
         report = await self._ask_scheduler(FlushCache(self._take_rids(1)))
         return report.body["blocks"]
 
+    async def watch(self) -> Map:
+        """What is going on in the scheduler. Raises ApiError 503."""
+        report = await self._ask_scheduler(Watch(self._take_rids(1)))
+        return report.body
+
+    @property
+    def streams(self) -> Iterable[Stream]:
+        """The requests in flight."""
+        return self._streams
+
     async def idle(self) -> None:
         """Wait until no request is in flight."""
         await self._idle.wait()
@@ -111,17 +124,21 @@ class Engine:
             if (sequence := live.get(head.rid)) is not None:
                 sequence.head = head
         rows: list[Row] = [] if text.logprobs is None else rows_of(text.logprobs)
+        touched: list[Sequence] = []
         start = 0
         for rid, piece, count in zip(text.rids, text.texts, text.num_tokens, strict=True):
             end = start + count
             if (sequence := live.get(rid)) is not None:
+                touched.append(sequence)
                 sequence.add_text(piece, count)
                 if sequence.wants_tokens:
                     sequence.add_tokens(text.token_ids[start:end], rows[start:end])
             start = end
+        self.observer.text(touched, text.time_ns)
         for tail in text.tails:
             if (sequence := live.pop(tail.rid, None)) is not None:
                 sequence.end(tail)
+                self.observer.ended(sequence, tail)
 
     def on_answer(self, answer: LookUp | Report) -> None:
         future = self._look_ups.get(answer.rid)
@@ -148,6 +165,7 @@ class Engine:
         unfinished = [rid for rid in stream.rids if self._live.pop(rid, None) is not None]
         if unfinished:
             self._send(Abort(unfinished))
+            self.observer.left(stream)
         self._streams.discard(stream)
         if not self._streams:
             self._idle.set()
@@ -165,7 +183,7 @@ class Engine:
             raise ApiError.of(answer.refusal)
         return answer
 
-    async def _ask_scheduler(self, question: Inspect | FlushCache) -> Report:
+    async def _ask_scheduler(self, question: Inspect | FlushCache | Watch) -> Report:
         try:
             async with asyncio.timeout(REPORT_PATIENCE_S):
                 return await self._ask(self._send_scheduler, question)

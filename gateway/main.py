@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import Any
 
 import uvloop
@@ -21,6 +22,7 @@ from ipc.process import FatalError, Process
 from ipc.sockets import AsyncInbox
 
 MAX_BODY_MIB = 48  # a prompt travels in one message of the ring, and that may have 64 MiB
+STATS_INTERVAL_S = 0.2
 CUT_GRACE_S = 2.0  # for the last words of requests that are cut
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ class Gateway:
         self._process = process
         self._ring = RingView(process.config.served_model_name)
         self._engine = Engine(process.peer("tokenizer").send, process.peer("scheduler").send)
+        self._next_stats = 0.0
         self._stopped = asyncio.Event()
         self._drain: asyncio.Task[None] | None = None
 
@@ -74,7 +77,14 @@ class Gateway:
             self._handle(message)
         except Exception:
             log.exception("a %s could not be handled", type(message).__name__)
-        self._process.stats = self._engine.in_flight()
+        self._publish_stats()
+
+    def _publish_stats(self) -> None:
+        """Often enough for the beats; those of the others see to it that this is called again."""
+        now = time.monotonic()
+        if now >= self._next_stats:
+            self._process.stats = self._engine.in_flight() | {"metrics": self._engine.observer.metrics.export()}
+            self._next_stats = now + STATS_INTERVAL_S
 
     def _handle(self, message: Any) -> None:
         match message:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from gateway.errors import SHOWN_NAME_CHARS, ApiError, shorten
+from gateway.metrics.ledger import Ledger
 from ipc.messages import Beat, Loading, ModelFiles, RingState
+
+METRICS_ONLY = ("metrics", "tally", "step_seconds")  # what is long, and on the metrics page
 
 
 class RingView:
@@ -15,6 +19,7 @@ class RingView:
     def __init__(self, served_names: list[str]) -> None:
         self.draining = False
         self.model: ModelFiles | None = None
+        self.ledger = Ledger()
         self._created = int(time.time())
         self._served_names = served_names
         self._states: dict[str, str] = {}
@@ -31,6 +36,17 @@ class RingView:
                 self._loading = message
             case Beat():
                 self._beats[message.process] = (message, time.monotonic())
+                self.ledger.update(message)
+
+    @property
+    def states(self) -> Mapping[str, str]:
+        """Every process: "starting", "ready" or "lost"."""
+        return self._states
+
+    @property
+    def gateways(self) -> list[str]:
+        """The names of all gateways."""
+        return [name for name in self._states if name.partition(".")[0] == "gateway"]
 
     @property
     def lost(self) -> list[str]:
@@ -106,6 +122,17 @@ class RingView:
         """The last figures of every process, and how old they are in seconds."""
         now = time.monotonic()
         return {
-            name: {"age_s": round(now - arrived, 3), "progress": beat.progress, **beat.stats}
+            name: {"age_s": round(now - arrived, 3), "progress": beat.progress}
+            | {key: value for key, value in beat.stats.items() if key not in METRICS_ONLY}
             for name, (beat, arrived) in sorted(self._beats.items())
         }
+
+    def progress(self, process: str) -> int:
+        """What a process counts as progress; 0 before it has reported."""
+        beat, _ = self._beats.get(process, (None, 0.0))
+        return beat.progress if beat is not None else 0
+
+    def age_s(self, process: str) -> float | None:
+        """How old the last figures of a process are; None before the first."""
+        beat, arrived = self._beats.get(process, (None, 0.0))
+        return None if beat is None else time.monotonic() - arrived

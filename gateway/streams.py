@@ -49,8 +49,11 @@ class Sequence:
         "_token_ids",
         "head",
         "index",
+        "last_ns",
         "num_tokens",
+        "over",
         "tail",
+        "whole",
     )
 
     def __init__(self, stream: Stream, index: int) -> None:
@@ -58,12 +61,20 @@ class Sequence:
         self.head: Head | None = None
         self.tail: Tail | None = None
         self.num_tokens = 0  # received so far
+        self.last_ns = 0  # the time of the step that its last text came from
+        self.over = False  # its terminal event has come, whatever it was
+        self.whole = stream.job.generates[0].output.whole  # its text comes once, at the end
         self._stream = stream
         self._texts: list[str] = []
         self._num_tokens = 0  # of those not yet taken
         self._token_ids = array("i")
         self._logprobs: list[Row] = []
         self._runs: list[tuple[str, int]] | None = None if stream.job.reading.is_plain else []
+
+    @property
+    def job(self) -> Job:
+        """The request that it belongs to."""
+        return self._stream.job
 
     @property
     def wants_tokens(self) -> bool:
@@ -91,6 +102,7 @@ class Sequence:
 
     def end(self, tail: Tail) -> None:
         """The terminal event. A failure ends the whole request, and is not this choice's end as clients see it."""
+        self.over = True
         if tail.refusal is not None:
             self._stream.fail(ApiError.of(tail.refusal))
         elif tail.reason in (STOP, LENGTH):

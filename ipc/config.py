@@ -32,6 +32,8 @@ class GatewayConfig:
     chat_template: str
     tool_call_parser: str
     reasoning_parser: str
+    enable_metrics: bool
+    vllm_metrics: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -342,10 +342,18 @@ class FlushCache:
     rid: int  # of the question
 
 
+@message(42)
+@dataclass(slots=True)
+class Watch:
+    """gateway -> scheduler: what is going on right now? Answered with a Report: `scheduler_proc.live.live_view`."""
+
+    rid: int  # of the question
+
+
 @message(21)
 @dataclass(slots=True)
 class Report:
-    """scheduler -> gateway: the answer to Inspect or FlushCache."""
+    """scheduler -> gateway: the answer to Inspect, FlushCache or Watch."""
 
     rid: int
     body: Map  # of Inspect: {"sequences": [...]}, one entry a choice; empty when nobody is called so

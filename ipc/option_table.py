@@ -179,6 +179,8 @@ OPTIONS: dict[str, list[Option]] = {
             "log every step that a request makes in its life",
             aliases=("--log-requests",),
         ),
+        Option("enable_metrics", bool, True, "answer GET /metrics with the figures of all processes"),
+        Option("vllm_metrics", bool, True, "show the metrics under vLLM's names as well"),
         Option("tokenizer_threads", int, 2, "threads for chat templates and tokenizing", check=at_least(1)),
         Option("log_level", str, "info", "how much the processes say", choices=("debug", "info", "warning", "error")),
     ],

@@ -63,6 +63,8 @@ def _check_together(values: Mapping[str, Any]) -> None:
         raise OptionError("--ssl-certfile and --ssl-keyfile: both are needed for HTTPS, or neither")
     if values["tensor_parallel_size"] > 1 and values["model"] == "mock":
         raise OptionError("--tensor-parallel-size: the mock has no layers to share; only for a real model")
+    if not values["enable_metrics"] and not values["vllm_metrics"]:
+        raise OptionError("--no-vllm-metrics: needs --enable-metrics, which is off")
     if values["model"] != "mock":
         for name, neutral in (("mock_profile", "instant"), ("mock_lanes", 1)):
             if values[name] != neutral:

@@ -23,6 +23,7 @@ import zmq
 
 from ipc import log as process_log
 from ipc.config import RingConfig, section
+from ipc.gauges import Gauges
 from ipc.messages import Beat, Fatal, Ready, Shutdown
 from ipc.sockets import Inbox, Outbox
 
@@ -47,6 +48,7 @@ class Process:
         self.progress = 0
         self.stats: dict[str, Any] = {}  # replaced as a whole by the main loop, read by the beat thread
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._outboxes: list[Outbox] = []
         self._peers: dict[str, Outbox] = {}
         self.inbox = Inbox(self._context, ring.run_dir, name, ring.epoch)
 
@@ -58,7 +60,9 @@ class Process:
 
     def outbox(self, name: str) -> Outbox:
         """A new way into an inbox, for a thread that needs one of its own."""
-        return Outbox(self._context, self.ring.run_dir, name, self.ring.epoch)
+        outbox = Outbox(self._context, self.ring.run_dir, name, self.ring.epoch)
+        self._outboxes.append(outbox)
+        return outbox
 
     def ready(self, **info: Any) -> None:
         """Tell the supervisor that this process can work."""
@@ -79,9 +83,25 @@ class Process:
     def beat_forever(self, stop: threading.Event) -> None:
         """Send life signs until told to stop; runs in a side thread, so a long step does not silence them."""
         supervisor = self.outbox("supervisor")
+        gauges = Gauges()
         while not stop.wait(BEAT_INTERVAL_S):
-            supervisor.send(Beat(self.name, self.progress, self.stats))
+            figures = gauges.read(self.progress) | self._traffic()
+            supervisor.send(Beat(self.name, self.progress, self.stats | {"process": figures}))
+        gauges.close()
         supervisor.close()
+
+    def _traffic(self) -> dict[str, int]:
+        """Messages since the start; how many waited at the last look into the inbox, and at most since a beat."""
+        inbox = self.inbox
+        peak, inbox.peak = inbox.peak, inbox.depth
+        return {
+            "messages_in": inbox.received,
+            "messages_out": sum(outbox.sent for outbox in self._outboxes),
+            "inbox_depth": inbox.depth,
+            "inbox_peak": max(peak, inbox.depth),
+            "bad_frames": inbox.bad_frames,
+            "stale_frames": inbox.stale_frames,
+        }
 
     def close(self) -> None:
         for peer in self._peers.values():

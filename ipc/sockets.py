@@ -31,6 +31,9 @@ class Inbox:
         self.epoch = epoch
         self.bad_frames = 0
         self.stale_frames = 0
+        self.received = 0
+        self.depth = 0  # messages that were waiting at the last look
+        self.peak = 0  # the most of those, until somebody sets it back
         self.socket = context.socket(zmq.PULL)
         # Unbounded queues, here and in Outbox: what may be in flight is bounded by admission, and a bound here
         # would let one process block another or lose a message.
@@ -39,6 +42,7 @@ class Inbox:
 
     def receive(self, timeout_s: float | None = None) -> list[Any]:
         """All messages that have arrived. Waits for the first: for ever with None, not at all with 0."""
+        self.depth = 0
         if not self.socket.poll(None if timeout_s is None else round(timeout_s * 1000)):
             return []
         return self.take()
@@ -52,6 +56,10 @@ class Inbox:
             except zmq.Again:
                 break
             self._decode_into(messages, frame)
+        self.received += len(messages)
+        self.depth = len(messages)
+        if self.depth > self.peak:
+            self.peak = self.depth
         return messages
 
     def _decode_into(self, messages: list[Any], frame: bytes) -> None:
@@ -76,6 +84,7 @@ class Outbox:
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], run_dir: str, name: str, epoch: int) -> None:
         self.epoch = epoch
+        self.sent = 0
         self.socket = context.socket(zmq.PUSH)
         self.socket.set_hwm(0)
         self.socket.linger = LINGER_MS
@@ -84,6 +93,7 @@ class Outbox:
     def send(self, message: Any) -> None:
         """Queue a message. Never blocks; the peer need not be there yet."""
         self.socket.send(encode(message, self.epoch), zmq.NOBLOCK)
+        self.sent += 1
 
     def close(self) -> None:
         """Close; queued messages get LINGER_MS to leave."""

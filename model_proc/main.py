@@ -16,11 +16,13 @@ from model_proc.files.checkpoint import default_cache_dir, resolve
 from model_proc.files.model_files import ModelFilesError
 from model_proc.mock import MockRunner, describe_mock
 from model_proc.runner import Runner
+from model_proc.step_times import StepTimes
 
 POLL_NS = 20_000  # how often a step is looked at that does not say when it will be done
 NAP_NS = 100_000  # and how long a plan may lie unread in the last millisecond of one that does
 SLACK_NS = 50_000  # how late Linux wakes a sleeper: the rest of the way to the end of a step is not slept
 MILLISECOND_NS = 1_000_000
+STATS_INTERVAL_NS = 100_000_000
 
 
 def serve(process: Process) -> None:
@@ -52,6 +54,8 @@ def execute(
     scheduler = process.peer("scheduler")
     answers = number_of(process.name) == 0
     plans: deque[Plan] = deque()
+    times = StepTimes()
+    next_stats_ns = 0
     while process.running:
         if not plans:
             messages = wait(process, runner, clock, sleep)
@@ -63,7 +67,11 @@ def execute(
             result = runner.collect()
             if answers:
                 scheduler.send(result)
+            times.add(result)
             process.progress += 1
+        if not runner.in_flight or clock() >= next_stats_ns:
+            process.stats = times.export()
+            next_stats_ns = clock() + STATS_INTERVAL_NS
 
 
 def wait(process: Process, runner: Runner, clock: Callable[[], int], sleep: Callable[[float], None]) -> list[Any]:

@@ -47,6 +47,7 @@ class BlockPool:
         self.block_size = block_size
         self.caching = caching
         self.evictions = 0
+        self.num_shared = 0  # blocks that several sequences hold
         self._holders = [0] * num_blocks
         self._hash: list[bytes | None] = [None] * num_blocks
         self._by_hash: dict[bytes, int] = {}
@@ -89,6 +90,8 @@ class BlockPool:
         for block in blocks:
             if self._holders[block] == 0:
                 del self._cached[block]
+            elif self._holders[block] == 1:
+                self.num_shared += 1
             self._holders[block] += 1
 
     def allocate(self, count: int) -> list[int]:
@@ -116,6 +119,16 @@ class BlockPool:
                     self._free.append(block)
                 else:
                     self._cached[block] = None
+            elif self._holders[block] == 1:
+                self.num_shared -= 1
+
+    def states(self, stride: int) -> list[int]:
+        """The state of every `stride`-th block: 0 free, 1 cached, 2 held by one sequence, 3 held by several."""
+        hashes = self._hash[::stride]
+        return [
+            2 + (holders > 1) if holders else int(block_hash is not None)
+            for holders, block_hash in zip(self._holders[::stride], hashes, strict=True)
+        ]
 
     def register(self, block: int, block_hash: bytes) -> None:
         """From now on a held, full block can be found by its hash. Of equal blocks the first stays the one found."""
@@ -152,6 +165,8 @@ class BlockPool:
         states = (len(self._free), len(self._cached), held)
         if sum(states) != self.num_blocks or min(self._holders, default=0) < 0:
             raise AssertionError(f"free, cached, in use = {states}, of {self.num_blocks} blocks")
+        if self.num_shared != sum(1 for holders in self._holders if holders > 1):
+            raise AssertionError(f"{self.num_shared} blocks count as shared, which is wrong")
         if any(self._holders[block] or self._hash[block] is not None for block in self._free):
             raise AssertionError("a free block is held or known")
         if any(self._holders[block] or self._hash[block] is None for block in self._cached):

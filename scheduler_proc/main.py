@@ -17,11 +17,13 @@ from ipc.messages import (
     RunnerReady,
     StopHit,
     Submit,
+    Watch,
     gateway_name,
     gateway_of,
     model_name,
 )
 from ipc.process import FatalError, Process
+from scheduler_proc.live import live_view
 from scheduler_proc.policies import PolicyError
 from scheduler_proc.scheduler import Scheduler
 from scheduler_proc.step_log import StepLog
@@ -115,6 +117,8 @@ class Loop:
                 self._report(rid, {"sequences": scheduler.inspect(request_id, now)})
             case FlushCache(rid=rid):
                 self._report(rid, {"blocks": scheduler.flush_cache()})
+            case Watch(rid=rid):
+                self._report(rid, live_view(scheduler))
 
     def _report(self, rid: int, body: dict[str, Any]) -> None:
         self._process.peer(gateway_name(gateway_of(rid))).send(Report(rid, body))

@@ -18,6 +18,7 @@ from scheduler_proc.life_log import LifeLog
 from scheduler_proc.residents import Residents
 from scheduler_proc.sequence import Sequence
 from scheduler_proc.step import Step
+from scheduler_proc.tally import Tally
 from scheduler_proc.waiting import WaitingLine
 
 UNLIMITED = 1 << 30
@@ -30,6 +31,7 @@ class Planner:
         self, config: SchedulerConfig, runner: RunnerReady, residents: Residents, waiting: WaitingLine, log: LifeLog
     ) -> None:
         self.in_flight: dict[int, Step] = {}
+        self.tally = Tally()
         self.next_step = 0
         self.preemptions = 0
         self._parked: dict[int, list[Sequence]] = {}  # preempted ones, by the step whose result they wait for
@@ -75,6 +77,7 @@ class Planner:
             return None
         self.next_step += 1
         self.in_flight[step.number] = step
+        self.tally.planned(step)
         if step.prefills:
             self._register_prefills(step, now)
         if self._max_seqs < UNLIMITED:
@@ -113,6 +116,7 @@ class Planner:
         """Queue a preempted sequence again, now that every token it has sampled is known."""
         sequence.num_tokens = len(sequence.token_ids)
         sequence.next_look = 0
+        sequence.requeued_ns = now
         self._log.happens(sequence, Event.REQUEUED, now)
         self._waiting.push(sequence, self.next_step)
 
@@ -168,6 +172,8 @@ class Planner:
         Who is in the step already stays.
         """
         pool = self._residents.pool
+        if pool.num_available < missing:
+            self.tally.held_for_blocks += 1
         while pool.num_available < missing:
             victim = next(other for other in reversed(self._residents.sequences) if other.last_step != step.number)
             self.preempt(victim, now)
@@ -200,10 +206,12 @@ class Planner:
             missing = -(-length // self._block_size) - len(shared)
             available = residents.pool.num_available - residents.pool.num_cached_of(shared) - self._reserve()
             if wanted == 0 or missing > available:
+                self.tally.held_for_blocks += missing > available
                 return  # to look further would starve whoever wants much
             sequence.rank = waiting.admit(sequence, now)
             residents.enter(sequence, shared, missing)
             self._log.happens(sequence, Event.ADMITTED, now)
+            self.tally.admitted(now - (sequence.requeued_ns or sequence.queued_ns), again=sequence.requeued_ns > 0)
             if sequence.scheduled_ns == 0:
                 sequence.scheduled_ns = now
                 sequence.cached_tokens = length - missing_tokens

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from ipc.codec import Ids
@@ -68,6 +69,7 @@ class Scheduler:
         self.policy = find_policy(config.scheduling_policy)(self.residents.match)
         self.waiting = WaitingLine(self.policy, round(config.scheduling_aging * 1e9))
         self.planner = Planner(config, runner, self.residents, self.waiting, self.log)
+        self.tally = self.planner.tally
         self.reports = Reports()
         self.last_step: Step | None = None  # the one whose result arrived last
         self._timeouts = 0
@@ -139,6 +141,7 @@ class Scheduler:
         # A step that waited for the one before it was not worked on meanwhile.
         started = max(result.started_ns, self._last_finished_ns)
         self._last_finished_ns = max(self._last_finished_ns, result.finished_ns)
+        self.tally.ran(step, result)
         self.residents.step_ended(len(step.decodes) + len(step.others), max(0, result.finished_ns - started))
         for sequence in step.prefills:
             sequence.started_ns = sequence.started_ns or started
@@ -157,13 +160,19 @@ class Scheduler:
         step = self.planner.plan(now)
         return None if step is None else step.plan(self.residents.take_drops())
 
-    def stats(self) -> dict[str, Any]:
-        """The figures of this moment, as plain data."""
-        residents, pool, planner = self.residents, self.residents.pool, self.planner
+    @property
+    def sequences(self) -> Iterable[Sequence]:
+        """All that have not ended, in the order of their arrival."""
+        return self._sequences.values()
+
+    def counts(self) -> dict[str, int]:
+        """How many sequences and steps are where, now."""
+        residents, planner = self.residents, self.planner
         decoding = [sequence for sequence in residents.sequences if sequence.state is State.DECODE]
         return {
             "waiting": len(self.waiting),
             "waiting_prefill": len(self.waiting),
+            "held": len(self._sequences) - len(self.waiting) - len(residents.sequences),
             "running": len(residents.sequences),
             "running_prefill": len(residents.sequences) - len(decoding),
             "running_decode": len(decoding),
@@ -171,6 +180,12 @@ class Scheduler:
             "sequences": len(self._sequences),
             "steps_in_flight": len(planner.in_flight),
             "lanes": self.runner.lanes,
+        }
+
+    def stats(self) -> dict[str, Any]:
+        """The figures of this moment, as plain data."""
+        residents, pool, planner = self.residents, self.residents.pool, self.planner
+        return self.counts() | {
             "steps": planner.next_step,
             "preemptions": planner.preemptions,
             "timeouts": self._timeouts,
@@ -178,11 +193,14 @@ class Scheduler:
             "blocks_free": pool.num_free,
             "blocks_cached": pool.num_cached,
             "blocks_in_use": pool.num_in_use,
+            "blocks_shared": pool.num_shared,
+            "block_size": pool.block_size,
             "prefix_queries": residents.prefix_queries,
             "prefix_hits": residents.prefix_hits,
             "prefix_requests_hit": residents.prefix_requests_hit,
             "prefix_requests_missed": residents.prefix_requests_missed,
             "evictions": pool.evictions,
+            "tally": self.tally.export(),
         }
 
     def inspect(self, request_id: str, now: int) -> list[dict[str, Any]]:
@@ -205,6 +223,7 @@ class Scheduler:
         if step.stale:
             # Some may have been sampled on an assumption that turned out wrong.
             kept = [row for row, sequence in enumerate(sampled) if step.number > sequence.discard_until]
+            self.tally.wasted += len(sampled) - len(kept)
             sampled = [sampled[row] for row in kept]
             self._tokens.token_ids = Ids("i", [result.token_ids[row] for row in kept])
             self._tokens.logprobs = select_rows(result.logprobs, kept) if result.logprobs else None
@@ -212,6 +231,7 @@ class Scheduler:
             self._tokens.token_ids = result.token_ids
             self._tokens.logprobs = result.logprobs
         self._tokens.rids = [sequence.rid for sequence in sampled]
+        self.tally.generated += len(sampled)
         for sequence, token in zip(sampled, self._tokens.token_ids, strict=True):
             token_ids = sequence.token_ids
             token_ids.append(token)
@@ -269,6 +289,7 @@ class Scheduler:
             return Refusal(400, "invalid_request_error", f"n: {submit.n} is more than the {most} that may wait", "n")
         queued = len(self._sequences) - len(self.residents.sequences)
         if queued + submit.n > most:
+            self.tally.queue_full += 1
             return Refusal(
                 429, "overloaded_error", f"the queue is full: {queued} requests are waiting; try again later"
             )
@@ -308,6 +329,7 @@ class Scheduler:
         self.log.happens(sequence, END_OF_REASON[reason], now)
         self.planner.discard(sequence, until=math.inf)
         del self._sequences[sequence.rid]
+        self.tally.ended(reason)
         self._open(sequence)
         tail = sequence.tail(reason, now, stop_token, refusal)
         self._tokens.tails.append(tail)

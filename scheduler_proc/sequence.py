@@ -27,8 +27,8 @@ class Sequence:
         "execution_ns", "first_step", "first_token_ns", "hashes", "is_long", "last_step", "max_length", "min_output",
         "next_look", "num_planned", "num_registered", "num_shared", "num_steps", "num_tokens", "opened", "order",
         "output", "plain_until", "preemptions", "priority", "prompt_len", "queued_ns", "queued_step", "rank",
-        "received_ns", "request_id", "rid", "root", "sampling", "scheduled_ns", "siblings", "slot", "started_ns",
-        "state", "stop_ids", "tenant", "token_ids", "tokenized_ns", "turn",
+        "received_ns", "request_id", "requeued_ns", "rid", "root", "sampling", "scheduled_ns", "siblings", "slot",
+        "started_ns", "state", "stop_ids", "tenant", "token_ids", "tokenized_ns", "turn",
     )  # fmt: skip
 
     def __init__(self, submit: Submit, choice: int, order: int, now: int) -> None:
@@ -73,6 +73,7 @@ class Sequence:
         self.deadline_ns = submit.deadline_ns  # 0 when it may take for ever
         self.queued_ns = now
         self.queued_step = 0  # the step that was planned next when it was queued last
+        self.requeued_ns = 0  # when it was queued again after a preemption
         self.scheduled_ns = 0
         self.started_ns = 0
         self.first_token_ns = 0

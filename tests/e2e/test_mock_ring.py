@@ -16,6 +16,7 @@ import httpx2 as httpx
 import openai
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from benchmark.server import LAUNCH, Server, ServerError
 from ipc.mock_vocabulary import WORDS
@@ -48,6 +49,33 @@ def test_chat_and_completion_streamed_and_whole_are_the_same(mock_server: Server
     completion = api.completions.create(model="mock", prompt=["one", "two"], n=2, max_tokens=5)
     assert [choice.text for choice in completion.choices] == ["".join(WORDS[:5])] * 4
     assert [choice.finish_reason for choice in completion.choices] == ["length"] * 4
+
+
+def test_the_metrics_of_all_processes_add_up() -> None:
+    with Server(model="mock") as server:
+
+        def read(name: str, *labels: str) -> float:
+            text = httpx.get(f"{server.url}/metrics").text
+            found = {
+                (sample.name, *sample.labels.values()): sample.value
+                for family in text_string_to_metric_families(text)
+                for sample in family.samples
+            }
+            return found.get((name, *labels), 0.0)
+
+        client(server).completions.create(model="mock", prompt=["one", "two"], n=2, max_tokens=5)
+        wait_for(lambda: read("quintet_generation_tokens_total") == 20, "the scheduler has reported 20 tokens")
+        wait_for(lambda: read("quintet_detokenizer_tokens_total") == 20, "so has the detokenizer")
+        wait_for(lambda: read("quintet_tokenizer_requests_total") == 2, "and the tokenizer two requests")
+        steps = read("quintet_steps_total")
+        wait_for(lambda: read("quintet_model_step_seconds_count") == steps, "the runner has reported all steps")
+        assert read("quintet_sequences_ended_total", "length") == 4
+        assert read("vllm:generation_tokens_total", "0", "mock") == 20
+        assert read("quintet_request_seconds_count") == 4
+        for name in ("gateway", "tokenizer", "scheduler", "model", "detokenizer"):
+            assert read("quintet_process_ready", name) == 1
+            assert read("quintet_process_cpu_seconds_total", name) > 0
+            assert read("quintet_process_messages_received_total", name) > 0
 
 
 def test_stop_strings_never_leak_and_free_their_blocks(mock_server: Server) -> None:

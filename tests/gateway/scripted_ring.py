@@ -34,6 +34,7 @@ from ipc.messages import (
     Tail,
     Text,
     Tokenize,
+    Watch,
 )
 
 NAMES = ("gateway", "tokenizer", "scheduler", "model", "detokenizer")
@@ -55,6 +56,8 @@ CONFIG = GatewayConfig(
     chat_template="",
     tool_call_parser="auto",
     reasoning_parser="auto",
+    enable_metrics=True,
+    vllm_metrics=True,
 )
 MARKS = frozenset((*reasoning.MARKS, *(mark for parser in TOOL_PARSERS.values() for mark in parser.marks)))
 PROBE_ID = 1 << 20
@@ -82,7 +85,8 @@ class ScriptedRing:
 
     def __init__(self) -> None:
         self.sent: list[Any] = []
-        self.asked: list[Inspect | FlushCache] = []  # of the scheduler
+        self.asked: list[Inspect | FlushCache | Watch] = []  # of the scheduler
+        self.watched: dict[str, Any] = {}  # what it shows to those who watch
         self.reports: dict[str, list[dict[str, Any]]] = {}  # what the scheduler knows, by request id
         self.script: Callable[[Generate], None] | None = None
         self.template: Callable[[dict[str, Any]], str | None] = render  # None refuses the conversation
@@ -132,6 +136,8 @@ class ScriptedRing:
         self._news.set()
         if isinstance(message, Inspect):
             self.report(message.rid, {"sequences": self.reports.get(message.request_id, [])})
+        elif isinstance(message, Watch):
+            self.report(message.rid, self.watched)
 
     def report(self, rid: int, body: dict[str, Any]) -> None:
         """An answer of the scheduler, a moment later."""

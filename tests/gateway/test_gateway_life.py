@@ -166,7 +166,7 @@ async def test_from_start_to_ready(world: World) -> None:
         world.set_states()
         await ready(http)
     assert world.process.progress > 0
-    assert world.process.stats == {"requests": 0, "sequences": 0, "look_ups": 0}
+    assert world.process.stats.items() >= {"requests": 0, "sequences": 0, "look_ups": 0}.items()
 
 
 @pytest.mark.asyncio

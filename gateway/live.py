@@ -1,0 +1,172 @@
+"""GET /v1/events: what the ring is doing right now, a few times a second, for as long as somebody looks.
+
+One task makes the snapshots for all who watch, and ends when nobody does: then all of this costs nothing. A watcher
+that reads slowly gets the newest snapshot when it is ready for one. `docs/live.md` describes what is in them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from gateway.engine import Engine
+from gateway.errors import ApiError
+from gateway.metrics.collect import collect
+from gateway.metrics.series import Series
+from gateway.ring import RingView
+from gateway.sse import HEADERS, event
+from gateway.streams import Sequence, Stream
+from gateway.timings import NS_PER_MS
+from ipc.codec import Map
+
+INTERVAL_S = 0.2
+MAX_WATCHERS = 32
+MAX_REQUESTS = 256  # in a snapshot
+
+log = logging.getLogger(__name__)
+
+
+class Live:
+    """The handler, and the task behind it."""
+
+    def __init__(self, engine: Engine, ring: RingView) -> None:
+        self._engine = engine
+        self._ring = ring
+        self._series = Series()
+        self._snapshot: dict[str, Any] = {}
+        self._number = 0  # of snapshots so far
+        self._news = asyncio.Condition()
+        self._watchers = 0
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        """Server-sent events, each a snapshot of the whole ring. Raises ApiError 503 when too many watch already."""
+        if self._watchers >= MAX_WATCHERS:
+            raise ApiError(503, f"{MAX_WATCHERS} clients watch already; close one of them")
+        if self._closed:
+            raise ApiError(503, "the server is shutting down")
+        self._watchers += 1
+        if self._task is None:
+            self._task = asyncio.create_task(self._make_snapshots())
+        try:
+            return await self._serve(request)
+        finally:
+            self._watchers -= 1
+            if not self._watchers and self._task is not None:
+                self._task.cancel()
+                self._task = None
+
+    async def close(self, app: web.Application) -> None:
+        """End all streams: the server shuts down."""
+        self._closed = True
+        async with self._news:
+            self._news.notify_all()
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers=HEADERS)
+        await response.prepare(request)
+        seen, ended = self._number, 0
+        while True:
+            async with self._news:
+                while not self._closed and self._number == seen:
+                    await self._news.wait()
+            if self._closed:
+                break
+            observer = self._engine.observer
+            snapshot = self._snapshot | {"ended": observer.ended_since(ended)}
+            seen, ended = self._number, observer.num_ended
+            await response.write(event(orjson.dumps(snapshot), b"snapshot"))
+        await response.write_eof()
+        return response
+
+    async def _make_snapshots(self) -> None:
+        """A new one every INTERVAL_S, whatever happens to one of them."""
+        while True:
+            try:
+                self._snapshot = await self._make()
+            except Exception:
+                log.exception("there is no snapshot this time")
+            async with self._news:
+                self._number += 1
+                self._news.notify_all()
+            await asyncio.sleep(INTERVAL_S)
+
+    async def _make(self) -> dict[str, Any]:
+        ring = self._ring
+        scheduler: Map = {}
+        if ring.states.get("scheduler") == "ready":
+            try:
+                scheduler = await self._engine.watch()
+            except ApiError as error:
+                log.debug("the scheduler shows nothing: %s", error)
+        now_ns = time.monotonic_ns()
+        figures = collect(ring, self._engine.observer.metrics, self._engine.in_flight())
+        return {
+            "now_ms": now_ns / NS_PER_MS,
+            "time": time.time(),
+            "model": ring.names[0] if ring.names else None,
+            "draining": ring.draining,
+            "processes": [self._process(name) for name in ring.states],
+            "queues": scheduler.get("queues"),
+            "batch": scheduler.get("batch"),
+            "blocks": scheduler.get("blocks"),
+            "requests": self._requests(scheduler.get("sequences", [])),
+            "series": self._series.point(figures, now_ns),
+        }
+
+    def _process(self, name: str) -> dict[str, Any]:
+        """One process: its state, and its own figures."""
+        age_s = self._ring.age_s(name)
+        figures = self._ring.ledger.of(name).get("process", {})
+        return {
+            "name": name,
+            "state": self._ring.states[name],
+            "age_s": None if age_s is None else round(age_s, 3),
+            "progress": self._ring.progress(name),
+            **{key: value for key, value in figures.items() if key != "started_ns"},
+        }
+
+    def _requests(self, sequences: list[Map]) -> list[dict[str, Any]]:
+        """Every sequence in flight: those that the scheduler has, and those of this gateway that it has not got yet."""
+        held = {rid: (stream, each) for stream in self._engine.streams for rid, each in _members(stream)}
+        found = {item["rid"]: item for item in sequences}
+        shown = [_known(item, held.get(rid)) for rid, item in found.items()]
+        shown += [
+            _unknown(stream, sequence)
+            for rid, (stream, sequence) in held.items()
+            if rid not in found and not sequence.over
+        ]
+        return shown[:MAX_REQUESTS]
+
+
+def _members(stream: Stream) -> list[tuple[int, Sequence]]:
+    return list(zip(stream.rids, stream.sequences, strict=True))
+
+
+def _known(item: Map, held: tuple[Stream, Sequence] | None) -> dict[str, Any]:
+    """A sequence as the scheduler sees it; `held` if it is this gateway's."""
+    shown = {
+        (key.removesuffix("_ns") + "_ms" if key.endswith("_ns") else key): value / NS_PER_MS or None
+        if key.endswith("_ns")
+        else value
+        for key, value in item.items()
+        if key not in ("rid", "choice")
+    }
+    return shown | {"index": item["choice"] if held is None else held[1].index}
+
+
+def _unknown(stream: Stream, sequence: Sequence) -> dict[str, Any]:
+    """A sequence that only this gateway knows: it is being tokenized, or its end is on the way back."""
+    return {
+        "id": stream.job.request_id,
+        "index": sequence.index,
+        "state": "tokenizing" if sequence.head is None else "detokenizing",
+        "received_ms": stream.job.received_ns / NS_PER_MS,
+        "output_tokens": sequence.num_tokens,
+    }
