@@ -7,6 +7,7 @@
     scheduler_step      what a step costs the scheduler
     fit_cost            a cost profile for the mock, from the step log of a real model
     serving             any OpenAI-style server under load, level by level
+    accuracy            right answers to published questions; the same tokens as `transformers`
     offline             real models through the offline API
 
 What the first two share: `presets` (the scenarios), `experiment` (the command line), `summary`, `bounds`, `report` and

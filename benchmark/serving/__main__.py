@@ -17,19 +17,19 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import uvloop
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
 from benchmark.client import Client
 from benchmark.datasets import DatasetError, read_rows
 from benchmark.events import CHAT, COMPLETIONS
 from benchmark.plot import NoPlotError, check_matplotlib
+from benchmark.progress import progress_bar
 from benchmark.report import write_csv, write_json
 from benchmark.server import Server, ServerError
 from benchmark.server_figures import cpu_seconds
@@ -40,12 +40,9 @@ from benchmark.serving.prompts import PromptError, Request, Turn, built_in, from
 from benchmark.serving.report import draw, file_name, level_name, rows, show, show_server
 from benchmark.serving.tokens import Counter, FileCounter, TokenizerFileError, find_counter
 from benchmark.serving.traffic import Form, Traffic, send_all
+from benchmark.targets import TargetError, first_model, root_of
 
 DETAILS = ("latencies", "queue_times")  # one number a request: in the files of --save-result alone
-
-
-class NoServerError(RuntimeError):
-    """The server cannot be measured; the text says why."""
 
 
 @dataclass(slots=True)
@@ -71,16 +68,16 @@ class Bench:
         return await from_turns(chosen, count, lengths, self.counter, f"{args.seed} {purpose}")
 
     async def warm_up(self) -> None:
-        """Send what counts nothing, and see whether the server says how many tokens it makes. Raises NoServerError."""
+        """Send what counts nothing, and see whether the server says how many tokens it makes. Raises TargetError."""
         count = max(1, self.args.num_warmups)
         requests = await self.requests(count, "warm-up")
         traffic = await send_all(self.client, self.form, requests, [0.0] * count, 1, self.args.timeout)
         measured = [sent.measured for sent in traffic.sent]
         if failed := [one.error for one in measured if one.error]:
-            raise NoServerError(f"a warm-up request failed: {failed[0]}")
+            raise TargetError(f"a warm-up request failed: {failed[0]}")
         if not all(one.completion_tokens for one in measured):
             if not isinstance(self.counter, FileCounter):
-                raise NoServerError("the server sends no usage: give --tokenizer, so that answers can be counted")
+                raise TargetError("the server sends no usage: give --tokenizer, so that answers can be counted")
             self.client.keep_text = True
 
     async def level(self, index: int, max_concurrency: int | None) -> dict[str, Any]:
@@ -156,7 +153,7 @@ class Bench:
 
 
 async def run(args: argparse.Namespace, url: str, server: Server | None, progress: Progress) -> list[dict[str, Any]]:
-    """The results of every level. Raises NoServerError, PromptError, DatasetError, TokenizerFileError."""
+    """The results of every level. Raises PromptError, DatasetError, TokenizerFileError."""
     turns = []
     levels = arguments.levels(args)
     if args.dataset_path:
@@ -169,7 +166,7 @@ async def run(args: argparse.Namespace, url: str, server: Server | None, progres
     )  # fmt: skip
     async with client:
         try:
-            model = args.model or await _first_model(client, url)
+            model = args.model or await first_model(client, url)
             counter = await find_counter(client, model, chat, args.tokenizer)
             ignore_eos = args.ignore_eos if args.ignore_eos is not None else not turns
             form = Form(model, chat, args.temperature, ignore_eos, args.extra_body)
@@ -177,26 +174,7 @@ async def run(args: argparse.Namespace, url: str, server: Server | None, progres
             await bench.warm_up()
             return [await bench.level(index, level) for index, level in enumerate(levels)]
         except OSError as error:
-            raise NoServerError(f"{url}: {error}") from None
-
-
-async def _first_model(client: Client, url: str) -> str:
-    status, body = await client.ask("GET", "/v1/models")
-    try:
-        return str(body["data"][0]["id"])
-    except (TypeError, KeyError, IndexError):
-        raise NoServerError(f"{url}/v1/models answers with {status} and names no model; give --model") from None
-
-
-@contextlib.contextmanager
-def progress_bar(wanted: bool) -> Iterator[Progress]:
-    """A bar that is redrawn rarely: the client's CPU time is part of what is measured."""
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        console=console, refresh_per_second=2, transient=True, disable=not (wanted and console.is_terminal),
-    ) as progress:  # fmt: skip
-        yield progress
+            raise TargetError(f"{url}: {error}") from None
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -204,7 +182,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(Server(args.options)) if args.launch else None
         progress = stack.enter_context(progress_bar(not args.no_progress))
-        url = server.url if server else arguments.base_url(args)
+        url = server.url if server else root_of(args.base_url)
         figures: dict[str, Any] = {"levels": uvloop.run(run(args, url, server, progress))}
         if server:
             memory = {name: process.memory_full_info().uss / 2**20 for name, process in server.processes().items()}
@@ -244,8 +222,8 @@ def main(argv: list[str] | None = None) -> int:
             show_server(console, figures["server"], figures["levels"])
         write(args, figures)
     except (
-        ArgumentsError, DatasetError, NoPlotError, NoServerError, PromptError, ServerError, TokenizerFileError, OSError,
-        ValueError,
+        ArgumentsError, DatasetError, NoPlotError, PromptError, ServerError, TargetError, TokenizerFileError,
+        OSError,        ValueError,
     ) as error:  # fmt: skip
         print(f"benchmark.serving: {error}", file=sys.stderr)
         return 2

@@ -14,9 +14,9 @@ from benchmark.events import CHAT, COMPLETIONS
 from benchmark.serving.arrivals import UNLIMITED, Arrivals, Ramp
 from benchmark.serving.metrics import METRICS, SLO_METRICS
 from benchmark.serving.prompts import DEFAULT_LEN, Lengths
+from benchmark.targets import BASE_URL, api_headers
 
 SWEEP = (1, 2, 4, 8, 16, 32)
-BASE_URL = "http://localhost:8000"
 # What vLLM calls backends: who is asked. Here all speak the same dialect, but for chats.
 BACKENDS = ("openai", "openai-chat", "vllm", "sglang")
 # Requests of a level when their number is left to it: a few for each one in flight.
@@ -170,11 +170,6 @@ def endpoint(args: argparse.Namespace) -> str:
     return args.endpoint or (CHAT if chat(args) else COMPLETIONS).path
 
 
-def base_url(args: argparse.Namespace) -> str:
-    """The server's root: the /v1 that other clients want is left out."""
-    return (args.base_url or BASE_URL).rstrip("/").removesuffix("/v1")
-
-
 def metrics(args: argparse.Namespace) -> list[str]:
     return [name.strip() for name in args.percentile_metrics.split(",") if name.strip()]
 
@@ -211,8 +206,7 @@ def metadata(args: argparse.Namespace) -> dict[str, str]:
 
 def headers(args: argparse.Namespace, environment: Mapping[str, str]) -> dict[str, str]:
     """Those of every request; $OPENAI_API_KEY makes one of them. Raises ArgumentsError."""
-    key = environment.get("OPENAI_API_KEY")
-    return ({"Authorization": f"Bearer {key}"} if key else {}) | dict(_pair("--header", text) for text in args.header)
+    return api_headers(environment) | dict(_pair("--header", text) for text in args.header)
 
 
 def _pair(flag: str, text: str) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from benchmark.server import Server
 from benchmark.serving import arguments
 from benchmark.serving.__main__ import main, run
 from benchmark.serving.report import file_name, level_name
+from benchmark.targets import root_of
 
 
 @pytest.mark.parametrize(
@@ -59,9 +60,8 @@ def test_levels() -> None:
 
 
 def test_the_v1_of_other_clients_is_taken_too() -> None:
-    parse = arguments.parser().parse_args
-    assert arguments.base_url(parse([])) == "http://localhost:8000"
-    assert arguments.base_url(parse(["--base-url", "http://x:1/v1/"])) == "http://x:1"
+    assert root_of("") == "http://localhost:8000"
+    assert root_of("http://x:1/v1/") == "http://x:1"
 
 
 def test_chats_are_known_by_backend_or_path() -> None:
