@@ -38,10 +38,12 @@ from ipc.messages import (
     Sampling,
     Tail,
     Text,
+    first_rid,
 )
 from ipc.options import complete
 from ipc.sockets import Inbox, Outbox
-from launch import PACKAGES, Supervisor
+from supervision.child import PACKAGES
+from supervision.supervisor import Supervisor
 
 Prompt = str | Sequence[int]
 Messages = Sequence[dict[str, Any]]
@@ -127,16 +129,16 @@ class LLM:
 
     def __init__(self, model: str = "smollm2-135m", **options: Any) -> None:
         self._closed = False
-        self._options = complete({"log_level": "warning", "model": model, **options})
+        self._options = complete({"log_level": "warning", "model": model, **options, "restart_limit": 0})
         processes = [name for name in PACKAGES if name != "gateway"]
         self._supervisor = Supervisor(self._options, processes)
-        ring = self._supervisor.ring
+        ring = self._supervisor.ring_for("gateway")
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._inbox = Inbox(self._context, ring.run_dir, "gateway", ring.epoch)
-        self._tokenizer = Outbox(self._context, ring.run_dir, "tokenizer", ring.epoch)
+        self._inbox = Inbox(self._context, ring.run_dir, "gateway", ring.epoch, ring.runs)
+        self._tokenizer = Outbox(self._context, ring.run_dir, "tokenizer", ring.epoch, ring.runs["tokenizer"])
         self._thread = threading.Thread(target=self._supervisor.run, name="supervisor", daemon=True)
         self._thread.start()
-        self._rids = count()
+        self._rids = count(first_rid(0, ring.epoch))
         try:
             self.model = self._wait_until_ready()
         except BaseException:

@@ -59,6 +59,11 @@ class Detokenizer:
         out.stopped = [rid for rid in out.stopped if rid in self._endings]
         return out
 
+    def clear(self) -> None:
+        """Forget all sequences: the scheduler that would have ended them is lost."""
+        self._sequences.clear()
+        self._endings.clear()
+
     def _open(self, head: Head, out: Outgoing) -> None:
         output = head.output
         decoder = self._vocabulary.new_decoder(output.skip_special_tokens)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from detok_proc.detokenizer import Detokenizer
 from detok_proc.vocabulary import load_vocabulary
-from ipc.messages import ModelFiles, StopHit, Tokens, gateway_name
+from ipc.messages import Held, Lost, ModelFiles, StopHit, Tokens, gateway_name
 from ipc.process import Process
 
 log = logging.getLogger(__name__)
@@ -14,20 +15,48 @@ log = logging.getLogger(__name__)
 
 def serve(process: Process) -> None:
     """Wait to be told which model it is, then turn tokens into text until shutdown."""
-    detokenizer: Detokenizer | None = None
-    scheduler = process.peer("scheduler")
+    loop = Loop(process)
     while process.running:
         for message in process.receive():
-            if type(message) is ModelFiles:
-                detokenizer = Detokenizer(load_vocabulary(message))
-                process.ready()
-            elif type(message) is Tokens and detokenizer is not None:
+            loop.handle(message)
+
+
+class Loop:
+    """What this process does with a message. What comes before the model is known waits until it is."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._detokenizer: Detokenizer | None = None
+        self._early: list[Any] = []
+
+    def handle(self, message: Any) -> None:
+        if type(message) is ModelFiles:
+            self._detokenizer = Detokenizer(load_vocabulary(message))
+            self._process.ready()
+            early, self._early = self._early, []
+            for each in early:
+                self._handle(self._detokenizer, each)
+        elif self._detokenizer is None:
+            self._early.append(message)
+        else:
+            self._handle(self._detokenizer, message)
+
+    def _handle(self, detokenizer: Detokenizer, message: Any) -> None:
+        process = self._process
+        match message:
+            case Tokens():
                 outgoing = detokenizer.handle(message)
                 for gateway, text in outgoing.texts.items():
                     process.peer(gateway_name(gateway)).send(text)
                 if outgoing.stopped:
-                    scheduler.send(StopHit(outgoing.stopped))
-            else:
-                log.warning("dropped a %s: not expected here, or too early", type(message).__name__)
-        if detokenizer is not None:
-            process.stats = detokenizer.stats()
+                    process.peer("scheduler").send(StopHit(outgoing.stopped))
+            case Held():  # behind the Tails of what the scheduler holds no more
+                for name in process.names("gateway"):
+                    process.peer(name).send(message)
+            case Lost(process="scheduler"):
+                detokenizer.clear()  # their gateways end them
+            case Lost():
+                pass  # the scheduler ends what has to end
+            case _:
+                log.warning("dropped a %s: not expected here", type(message).__name__)
+        process.stats = detokenizer.stats()

@@ -16,11 +16,25 @@ from typing import Any
 
 from gateway.errors import ApiError
 from gateway.logprobs import Row, rows_of
+from gateway.losses import Losses
 from gateway.observer import Observer
 from gateway.request import Job
 from gateway.streams import Sequence, Stream
 from ipc.codec import Ids, Map
-from ipc.messages import Abort, Detokenize, FlushCache, Inspect, LookUp, Report, Text, Tokenize, Watch
+from ipc.messages import (
+    Abort,
+    Detokenize,
+    FlushCache,
+    Held,
+    Inspect,
+    LookUp,
+    Lost,
+    Report,
+    Text,
+    Tokenize,
+    Watch,
+    room_of,
+)
 
 # The scheduler ends a request at its deadline. A request that it has not got by then, or whose end does not come back,
 # is ended here after this time more.
@@ -33,13 +47,26 @@ Question = Tokenize | Detokenize | Inspect | FlushCache | Watch
 
 
 class Engine:
-    """`send` puts a message into the tokenizer's inbox, `send_scheduler` into the scheduler's."""
+    """`send` puts a message into the tokenizer's inbox, `send_scheduler` into the scheduler's.
 
-    def __init__(self, send: Callable[[Any], None], send_scheduler: Callable[[Any], None]) -> None:
+    `admit` raises ApiError when no request can be served now. `rids` is where this run's rids begin, `tokenizer` the
+    epoch of the tokenizer's run.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[Any], None],
+        send_scheduler: Callable[[Any], None],
+        admit: Callable[[], object] = lambda: None,
+        rids: int = 1,
+        tokenizer: int = 0,
+    ) -> None:
         self.observer = Observer()
         self._send = send
         self._send_scheduler = send_scheduler
-        self._next_rid = 1  # below the gateway's index, which is 0: there is one gateway
+        self._admit = admit
+        self._next_rid = rids
+        self._losses = Losses(tokenizer)
         self._live: dict[int, Sequence] = {}
         self._streams: set[Stream] = set()
         self._look_ups: dict[int, asyncio.Future[Any]] = {}
@@ -53,12 +80,15 @@ class Engine:
         """Send a job's requests into the ring and hold them for the length of the block.
 
         Their rids are given out here. What has not ended when the block is left, for whatever reason, is aborted.
+        Raises ApiError when the ring cannot serve: it may have lost a process since the request was let in.
         """
+        self._admit()
         rids: list[int] = []
         for generate in job.generates:
             generate.rid = self._take_rids(generate.n)
             rids.extend(range(generate.rid, generate.rid + generate.n))
         stream = Stream(job, rids)
+        stream.tokenizer = self._losses.tokenizer
         self._live.update(zip(rids, stream.sequences, strict=True))
         self._streams.add(stream)
         self._idle.clear()
@@ -145,16 +175,50 @@ class Engine:
         if future is not None and not future.done():
             future.set_result(answer)
 
+    def on_lost(self, lost: Lost) -> None:
+        """A process of the ring is gone: end at once what certainly went with it."""
+        error = ApiError(503, f"the server has lost a process ({lost.process}), and restarts it")
+        match room_of(lost.process):
+            case "scheduler" | "model":
+                self.fail_all(error)
+            case "tokenizer":
+                self._fail_look_ups(error)
+            case "detokenizer":
+                for sequence in list(self._live.values()):
+                    if sequence.head is not None:
+                        sequence.fail(error)
+        for held in self._losses.on_lost(lost):
+            self._end_all_but(held)
+
+    def on_held(self, held: Held) -> None:
+        """The scheduler says what is left after a loss; the loss itself may not be known here yet."""
+        if self._losses.on_held(held):
+            self._end_all_but(held)
+
     def fail_all(self, error: ApiError) -> int:
         """End everything in flight with an error; how many requests that were."""
-        for stream in self._streams:
-            stream.fail(error)
+        failed = sum(stream.fail(error) for stream in self._streams)
+        self._fail_look_ups(error)
+        return failed
+
+    # -------------------------------------------------------------------------------------------------------------
+
+    def _end_all_but(self, held: Held) -> None:
+        """End the sequences that a lost process took with it, and tell the scheduler which of the others nobody wants:
+        their Abort may have been lost as well."""
+        error = ApiError(503, f"the server has lost a process ({held.process}), and restarts it")
+        rids = set(held.rids)
+        for rid, sequence in list(self._live.items()):
+            if rid not in rids and self._losses.concerns(held, sequence.stream.tokenizer):
+                sequence.fail(error)
+        unwanted = [rid for rid in held.rids if rid not in self._live]
+        if unwanted:
+            self._send_scheduler(Abort(unwanted))
+
+    def _fail_look_ups(self, error: ApiError) -> None:
         for future in self._look_ups.values():
             if not future.done():
                 future.set_exception(error)
-        return len(self._streams)
-
-    # -------------------------------------------------------------------------------------------------------------
 
     def _take_rids(self, count: int) -> int:
         first = self._next_rid

@@ -17,12 +17,27 @@ from gateway.ring import RingView
 from gateway.schemas import MAX_TIMEOUT_MS
 from gateway.server import Port
 from gateway.tls import server_context
-from ipc.messages import Beat, Drain, Drained, Loading, LookUp, ModelFiles, Report, RingState, Shutdown, Text
+from ipc.messages import (
+    Beat,
+    Drain,
+    Drained,
+    Held,
+    Loading,
+    LookUp,
+    Lost,
+    ModelFiles,
+    Report,
+    RingState,
+    Shutdown,
+    Text,
+    first_rid,
+)
 from ipc.process import FatalError, Process
 from ipc.sockets import AsyncInbox
 
 MAX_BODY_MIB = 48  # a prompt travels in one message of the ring, and that may have 64 MiB
 STATS_INTERVAL_S = 0.2
+TICK_S = 1.0  # well below the least --execute-timeout
 CUT_GRACE_S = 2.0  # for the last words of requests that are cut
 
 log = logging.getLogger(__name__)
@@ -40,7 +55,13 @@ class Gateway:
     def __init__(self, process: Process) -> None:
         self._process = process
         self._ring = RingView(process.config.served_model_name)
-        self._engine = Engine(process.peer("tokenizer").send, process.peer("scheduler").send)
+        self._engine = Engine(
+            process.peer("tokenizer").send,
+            process.peer("scheduler").send,
+            self._ring.admit,
+            first_rid(0, process.ring.epoch),
+            process.run_of("tokenizer"),
+        )
         self._next_stats = 0.0
         self._stopped = asyncio.Event()
         self._drain: asyncio.Task[None] | None = None
@@ -65,10 +86,18 @@ class Gateway:
             )
         inbox = AsyncInbox(self._process.inbox, asyncio.get_running_loop(), self._on_message)
         self._process.ready(url=url)
+        ticker = asyncio.get_running_loop().create_task(self._tick())
         await self._stopped.wait()
+        ticker.cancel()
         self._engine.fail_all(ApiError(503, "the server is shutting down"))
         await port.close()
         inbox.close()
+
+    async def _tick(self) -> None:
+        """Show the supervisor that the loop turns, also when nothing is to be done."""
+        while True:
+            self._process.progress += 1
+            await asyncio.sleep(TICK_S)
 
     def _on_message(self, message: Any) -> None:
         """Take a message in. Whatever it holds, the loop lives on and the messages after it are taken."""
@@ -90,15 +119,16 @@ class Gateway:
         match message:
             case Text():
                 self._engine.on_text(message)
+            case Lost():
+                self._engine.on_lost(message)
+            case Held():
+                self._engine.on_held(message)
             case LookUp() | Report():
                 self._engine.on_answer(message)
             case RingState():
                 self._ring.update(message)
                 if self._ring.obstacle() is None:
                     self._process.peer("supervisor").send(message)
-                if self._ring.lost:
-                    lost = ", ".join(self._ring.lost)
-                    self._engine.fail_all(ApiError(503, f"the server has lost a process ({lost})"))
             case ModelFiles() | Loading() | Beat():
                 self._ring.update(message)
             case Drain(timeout_s=timeout_s):

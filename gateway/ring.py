@@ -49,9 +49,9 @@ class RingView:
         return [name for name in self._states if name.partition(".")[0] == "gateway"]
 
     @property
-    def lost(self) -> list[str]:
-        """The processes that have died."""
-        return [name for name, state in self._states.items() if state == "lost"]
+    def failed(self) -> list[str]:
+        """The processes that are lost for good."""
+        return [name for name, state in self._states.items() if state == "failed"]
 
     @property
     def names(self) -> list[str]:

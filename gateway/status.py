@@ -19,7 +19,9 @@ class Status:
         self._ring = ring
 
     async def health(self, request: web.Request) -> web.Response:
-        """Whether this process lives: it answers, so it does."""
+        """Whether the server lives or heals itself: it does unless a process is lost for good."""
+        if failed := self._ring.failed:
+            raise ApiError(503, f"the server has lost a process for good: {', '.join(failed)}")
         return web.Response()
 
     async def ready(self, request: web.Request) -> web.Response:

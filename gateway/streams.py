@@ -77,6 +77,15 @@ class Sequence:
         return self._stream.job
 
     @property
+    def stream(self) -> Stream:
+        """The response that this is a choice of."""
+        return self._stream
+
+    def fail(self, error: ApiError) -> None:
+        """The request that this is a choice of cannot go on."""
+        self._stream.fail(error)
+
+    @property
     def wants_tokens(self) -> bool:
         """Whether token ids or log-probabilities are shown to the client."""
         return self._stream.wants_tokens
@@ -135,6 +144,7 @@ class Stream:
         self.rids = rids
         self.wants_tokens = job.wants_tokens
         self.sequences = [Sequence(self, index) for index in range(len(rids))]
+        self.tokenizer = 0  # epoch of the tokenizer's run that it was sent to
         self.failure: ApiError | None = None
         self._unsent_bytes = 0  # of text: waiting here, or taken and not yet written out
         self._taken_bytes = 0
@@ -182,10 +192,13 @@ class Stream:
         if self._unfinished == 0 or not self._waits_for_all:
             self._wake()
 
-    def fail(self, error: ApiError) -> None:
-        """End the request with an error; the first one counts."""
-        self.failure = self.failure or error
+    def fail(self, error: ApiError) -> bool:
+        """End the request with an error, unless it has its end already; the first one counts. Whether this was it."""
+        if self.failure is not None or self._unfinished == 0:
+            return False
+        self.failure = error
         self._wake()
+        return True
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

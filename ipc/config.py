@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 
@@ -12,8 +12,9 @@ class RingConfig:
     """What all processes share."""
 
     run_dir: str  # folder of the sockets, mode 0700
-    epoch: int  # grows with every restart of the ring; frames of another epoch are dropped
+    epoch: int  # of this run of this process: every run in the ring has a number of its own, and a later one a higher
     log_level: str
+    runs: dict[str, int] = field(default_factory=dict)  # process name -> epoch of its run; those missing have this one
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,4 +105,4 @@ Section = TypeVar("Section")
 
 def section(cls: type[Section], values: Mapping[str, Any]) -> Section:
     """The part of `values` that `cls` names."""
-    return cls(**{field.name: values[field.name] for field in fields(cls)})  # type: ignore[arg-type]
+    return cls(**{each.name: values[each.name] for each in fields(cls)})  # type: ignore[arg-type]

@@ -14,7 +14,9 @@
 Look-ups go to whoever knows the answer, the tokenizer or the scheduler, and the answer comes straight back.
 
 Inside the ring a sequence is known by its `rid`, a 64-bit integer that the gateway hands out: the gateway's index in
-the bits above `RID_BITS`, a counter below. A request for n choices takes n consecutive rids and is named by the first.
+the bits above `RID_BITS`, then the epoch of its run, a counter in the lowest `COUNTER_BITS`. So a rid is never used
+again, and the rids of a gateway that died are told from those of its successor. A request for n choices takes n
+consecutive rids and is named by the first.
 Times are `time.monotonic_ns()` of the one machine that all processes share; 0 means "has not happened".
 `ipc.codec` turns these classes into frames; it knows the annotations used here and no others.
 """
@@ -25,7 +27,9 @@ from dataclasses import dataclass, field
 
 from ipc.codec import Blobs, Floats, Ids, Ints, Longs, Map, Strs, message, record
 
-RID_BITS = 40
+RID_BITS = 56
+COUNTER_BITS = 40
+EPOCH_MASK = (1 << (RID_BITS - COUNTER_BITS)) - 1
 
 # Why a sequence ended. The first two are shown to clients; a refused or failed one carries a Refusal.
 NOT_FINISHED, STOP, LENGTH, ABORT, ERROR, TIMEOUT = range(6)
@@ -35,6 +39,16 @@ REASON_NAMES = ("", "stop", "length", "abort", "error", "timeout")
 def gateway_of(rid: int) -> int:
     """The index of the gateway that handed out this rid."""
     return rid >> RID_BITS
+
+
+def epoch_of(rid: int) -> int:
+    """The epoch, less its bits above 16, of the gateway's run that handed out this rid."""
+    return rid >> COUNTER_BITS & EPOCH_MASK
+
+
+def first_rid(gateway: int, epoch: int) -> int:
+    """The first rid of one run of the gateway of this index."""
+    return gateway << RID_BITS | (epoch & EPOCH_MASK) << COUNTER_BITS | 1
 
 
 def gateway_name(index: int) -> str:
@@ -425,6 +439,7 @@ class Beat:
     process: str
     progress: int  # grows with every message handled and every step
     stats: Map  # the process's own figures
+    working: bool = False  # something is being done or due: without progress for long, that is a bad sign
 
 
 @message(38)
@@ -435,7 +450,7 @@ class RingState:
     A gateway that can serve from now on sends it back, so that nobody is told so too early.
     """
 
-    states: Map  # process name -> "starting", "ready" or "lost"
+    states: Map  # process name -> "starting", "ready", "lost", or "failed": it will not be restarted
 
 
 @message(39)
@@ -459,3 +474,36 @@ class Drained:
 @dataclass(slots=True)
 class Shutdown:
     """supervisor -> any process: leave the loop and exit."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Recovery: what happens when a process dies. docs/architecture.md, "A process dies", has the rules.
+
+
+@message(50)
+@dataclass(slots=True)
+class Lost:
+    """supervisor -> all others: this run of a process is over, and `successor` is the epoch of the next one.
+
+    `ipc.process` takes it in before the room sees it: from then on frames of the old run are dropped, and what is sent
+    to that process goes to the new run.
+    """
+
+    process: str
+    epoch: int
+    successor: int
+
+
+@message(51)
+@dataclass(slots=True)
+class Held:
+    """scheduler -> gateways: it holds these sequences, and no others, of what went through a process that was lost.
+
+    After the loss of a tokenizer it goes through the detokenizer, behind the Tails of what has ended; after the loss of
+    a detokenizer straight to the gateways. It is about the sequences of one detokenizer, `share`, alone.
+    """
+
+    process: str  # whose loss this is about, and the epoch of the run that was lost
+    epoch: int
+    share: int  # index of the detokenizer
+    rids: Longs

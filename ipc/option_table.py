@@ -166,6 +166,20 @@ OPTIONS: dict[str, list[Option]] = {
             "shutdown_timeout", float, 30.0, "seconds that running requests get to finish at SIGTERM", check=at_least(0)
         ),
         Option(
+            "restart_limit",
+            int,
+            5,
+            "times in a row that a lost process is started again before the server gives up",
+            check=at_least(0),
+        ),
+        Option(
+            "execute_timeout",
+            float,
+            300.0,
+            "seconds without progress after which a process at work is taken for hung, and restarted",
+            check=at_least(5),
+        ),
+        Option(
             "request_timeout",
             float,
             0.0,

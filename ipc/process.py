@@ -24,7 +24,7 @@ import zmq
 from ipc import log as process_log
 from ipc.config import RingConfig, section
 from ipc.gauges import Gauges
-from ipc.messages import Beat, Fatal, Ready, Shutdown
+from ipc.messages import Beat, Fatal, Lost, Ready, Shutdown, room_of
 from ipc.sockets import Inbox, Outbox
 
 BEAT_INTERVAL_S = 0.4
@@ -46,11 +46,12 @@ class Process:
         self.config = config
         self.running = True
         self.progress = 0
+        self.working = True  # not merely waiting for messages
         self.stats: dict[str, Any] = {}  # replaced as a whole by the main loop, read by the beat thread
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._outboxes: list[Outbox] = []
         self._peers: dict[str, Outbox] = {}
-        self.inbox = Inbox(self._context, ring.run_dir, name, ring.epoch)
+        self.inbox = Inbox(self._context, ring.run_dir, name, ring.epoch, ring.runs, self._on_lost)
 
     def peer(self, name: str) -> Outbox:
         """The way into another process's inbox, by the name of that process."""
@@ -60,9 +61,17 @@ class Process:
 
     def outbox(self, name: str) -> Outbox:
         """A new way into an inbox, for a thread that needs one of its own."""
-        outbox = Outbox(self._context, self.ring.run_dir, name, self.ring.epoch)
+        outbox = Outbox(self._context, self.ring.run_dir, name, self.ring.epoch, self.run_of(name))
         self._outboxes.append(outbox)
         return outbox
+
+    def names(self, room: str) -> list[str]:
+        """The processes that do this: one, or several workers that share the work by rid."""
+        return [name for name in self.inbox.runs if room_of(name) == room] or [room]
+
+    def run_of(self, name: str) -> int:
+        """The epoch of the run of a process, as far as this one knows."""
+        return self.inbox.runs.get(name, self.ring.epoch)
 
     def ready(self, **info: Any) -> None:
         """Tell the supervisor that this process can work."""
@@ -71,9 +80,14 @@ class Process:
         gc.freeze()
         self.peer("supervisor").send(Ready(self.name, info))
 
-    def receive(self, timeout_s: float | None = None) -> list[Any]:
-        """Messages from the inbox, less the Shutdown that ends the loop. Waits for ever unless told otherwise."""
+    def receive(self, timeout_s: float | None = None, working: bool = False) -> list[Any]:
+        """Messages from the inbox, less the Shutdown that ends the loop. Waits for ever unless told otherwise.
+
+        `working` says that something is under way meanwhile, so that this is more than a wait.
+        """
+        self.working = working
         messages = self.inbox.receive(timeout_s)
+        self.working = True
         self.progress += len(messages)
         if any(type(message) is Shutdown for message in messages):
             self.running = False
@@ -86,7 +100,7 @@ class Process:
         gauges = Gauges()
         while not stop.wait(BEAT_INTERVAL_S):
             figures = gauges.read(self.progress) | self._traffic()
-            supervisor.send(Beat(self.name, self.progress, self.stats | {"process": figures}))
+            supervisor.send(Beat(self.name, self.progress, self.stats | {"process": figures}, self.working))
         gauges.close()
         supervisor.close()
 
@@ -102,6 +116,10 @@ class Process:
             "bad_frames": inbox.bad_frames,
             "stale_frames": inbox.stale_frames,
         }
+
+    def _on_lost(self, lost: Lost) -> None:
+        if lost.process in self._peers:
+            self._peers[lost.process].redirect(lost.successor)
 
     def close(self) -> None:
         for peer in self._peers.values():

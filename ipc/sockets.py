@@ -1,56 +1,83 @@
-"""ZeroMQ sockets of the ring: every process binds one inbox; whoever speaks to it pushes into that inbox."""
+"""ZeroMQ sockets of the ring: every process binds one inbox; whoever speaks to it pushes into that inbox.
+
+Every run of a process has an epoch, a number that no other run in the ring has. It is part of the inbox's address, so
+what was sent to a run that died never reaches its successor; and it is in every frame, so what a dead run has sent is
+recognised and dropped.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import zmq
 
 from ipc.codec import WireError, decode, encode
+from ipc.messages import Lost
 
 # One wake-up hands on at most this many messages, so that a flood cannot keep a process from its step.
 RECEIVE_LIMIT = 1024
 # How long a closed outbox may hold up its process with messages that nobody takes.
 LINGER_MS = 1000
+# How many messages of runs that nobody has announced yet are kept until somebody does.
+EARLY_LIMIT = 4096
 
 log = logging.getLogger(__name__)
 
 
-def address(run_dir: str, name: str) -> str:
-    """The socket address of the process called `name` ("scheduler", "gateway", "supervisor", ...)."""
-    return f"ipc://{Path(run_dir) / name}"
+def address(run_dir: str, name: str, epoch: int) -> str:
+    """The socket address of one run of the process called `name` ("scheduler", "gateway", "supervisor", ...)."""
+    return f"ipc://{Path(run_dir) / name}-{epoch}"
 
 
 class Inbox:
-    """The one socket that a process receives from. Bad frames and frames of another epoch are counted and dropped."""
+    """The one socket that a process receives from. Bad frames and frames of runs that are over are counted and dropped.
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], run_dir: str, name: str, epoch: int) -> None:
-        self.epoch = epoch
+    A Lost message, which says that a run is over and which is the next, always comes first in what `take` gives: all
+    before it was given by an earlier call, and nothing of the next run is given before it. `on_lost` is called with it.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        run_dir: str,
+        name: str,
+        epoch: int,
+        runs: Mapping[str, int] | None = None,
+        on_lost: Callable[[Lost], None] = lambda lost: None,
+    ) -> None:
+        """`runs` are the epochs of the other processes, by name."""
+        self.runs = {**(runs or {}), name: epoch}
         self.bad_frames = 0
         self.stale_frames = 0
         self.received = 0
         self.depth = 0  # messages that were waiting at the last look
         self.peak = 0  # the most of those, until somebody sets it back
+        self._on_lost = on_lost
+        self._current = set(self.runs.values())
+        self._newest = max(self._current)
+        self._early: list[tuple[int, Any]] = []  # messages of runs that are still to be announced, and their epochs
+        self._lost: deque[Lost] = deque()  # to be given
         self.socket = context.socket(zmq.PULL)
         # Unbounded queues, here and in Outbox: what may be in flight is bounded by admission, and a bound here
         # would let one process block another or lose a message.
         self.socket.set_hwm(0)
-        self.socket.bind(address(run_dir, name))
+        self.socket.bind(address(run_dir, name, epoch))
 
     def receive(self, timeout_s: float | None = None) -> list[Any]:
         """All messages that have arrived. Waits for the first: for ever with None, not at all with 0."""
         self.depth = 0
-        if not self.socket.poll(None if timeout_s is None else round(timeout_s * 1000)):
+        if not self._lost and not self.socket.poll(None if timeout_s is None else round(timeout_s * 1000)):
             return []
         return self.take()
 
     def take(self) -> list[Any]:
         """All messages that have arrived, up to RECEIVE_LIMIT, without waiting."""
-        messages: list[Any] = []
-        while len(messages) < RECEIVE_LIMIT:
+        messages: list[Any] = self._follow(self._lost.popleft()) if self._lost else []
+        while len(messages) < RECEIVE_LIMIT and not self._lost:
             try:
                 frame = self.socket.recv(zmq.NOBLOCK)
             except zmq.Again:
@@ -69,11 +96,33 @@ class Inbox:
             self.bad_frames += 1
             log.warning("dropped a frame of %d bytes: %s", len(frame), error)
             return
-        if epoch != self.epoch:
+        if epoch not in self._current:
+            if epoch > self._newest and len(self._early) < EARLY_LIMIT:
+                self._early.append((epoch, message))
+                return
             self.stale_frames += 1
             log.debug("dropped a %s of epoch %d", type(message).__name__, epoch)
-            return
-        messages.append(message)
+        elif type(message) is not Lost:
+            messages.append(message)
+        elif messages:
+            self._lost.append(message)
+        else:
+            messages += self._follow(message)
+
+    def replace(self, process: str, epoch: int) -> None:
+        """Believe nothing any more of the run of a process that is over, and its successor from now on."""
+        self.runs[process] = epoch
+        self._current = set(self.runs.values())
+        self._newest = max(self._newest, epoch)
+
+    def _follow(self, lost: Lost) -> list[Any]:
+        """A loss takes effect. Gives it, and what has come of the next run already."""
+        self.replace(lost.process, lost.successor)
+        self._on_lost(lost)
+        early, self._early = self._early, []
+        known = [message for epoch, message in early if epoch in self._current]
+        self._early = [(epoch, message) for epoch, message in early if epoch > self._newest]
+        return [lost, *known]
 
     def close(self) -> None:
         self.socket.close(linger=0)
@@ -82,13 +131,21 @@ class Inbox:
 class Outbox:
     """A way into another process's inbox. Not safe to share between threads."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], run_dir: str, name: str, epoch: int) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], run_dir: str, name: str, epoch: int, to: int | None = None
+    ) -> None:
+        """`epoch` is that of the sender's run, `to` that of the receiver's; the same when left out."""
         self.epoch = epoch
         self.sent = 0
-        self.socket = context.socket(zmq.PUSH)
-        self.socket.set_hwm(0)
-        self.socket.linger = LINGER_MS
-        self.socket.connect(address(run_dir, name))
+        self._context = context
+        self._run_dir = run_dir
+        self._name = name
+        self.socket = self._connect(epoch if to is None else to)
+
+    def redirect(self, to: int) -> None:
+        """Send to another run of the peer from now on. What the one before has not taken is dropped."""
+        self.socket.close(linger=0)
+        self.socket = self._connect(to)
 
     def send(self, message: Any) -> None:
         """Queue a message. Never blocks; the peer need not be there yet."""
@@ -98,6 +155,13 @@ class Outbox:
     def close(self) -> None:
         """Close; queued messages get LINGER_MS to leave."""
         self.socket.close()
+
+    def _connect(self, to: int) -> zmq.Socket[bytes]:
+        socket: zmq.Socket[bytes] = self._context.socket(zmq.PUSH)
+        socket.set_hwm(0)
+        socket.linger = LINGER_MS
+        socket.connect(address(self._run_dir, self._name, to))
+        return socket
 
 
 class AsyncInbox:

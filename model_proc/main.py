@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ipc.messages import Loading, Plan, RunnerReady, number_of
+from ipc.messages import Loading, Lost, Plan, RunnerReady, number_of
 from ipc.process import FatalError, Process
 from model_proc.describe import describe
 from model_proc.files.checkpoint import default_cache_dir, resolve
@@ -38,18 +38,20 @@ def serve(process: Process) -> None:
         process.peer("scheduler").send(ready)
     gc.enable()
     process.ready()
-    execute(process, runner)
+    execute(process, runner, ready)
 
 
 def execute(
     process: Process,
     runner: Runner,
+    ready: RunnerReady,
     clock: Callable[[], int] = time.monotonic_ns,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
     """Launch plans as they come and send each result when its step is done, until shutdown.
 
-    The first rank alone answers: what the others have to say is in their sums.
+    The first rank alone answers: what the others have to say is in their sums. When the scheduler is lost, its
+    sequences are forgotten, and its successor is told what there is to schedule.
     """
     scheduler = process.peer("scheduler")
     answers = number_of(process.name) == 0
@@ -59,6 +61,12 @@ def execute(
     while process.running:
         if not plans:
             messages = wait(process, runner, clock, sleep)
+            for message in messages:
+                if type(message) is Lost and message.process == "scheduler":
+                    plans.clear()
+                    runner.reset()
+                    if answers:
+                        scheduler.send(ready)
             plans.extend(message for message in messages if type(message) is Plan)
         if plans:
             runner.launch(plans.popleft())
@@ -81,7 +89,7 @@ def wait(process: Process, runner: Runner, clock: Callable[[], int], sleep: Call
     due = runner.next_done_ns
     left = POLL_NS if due is None else max(0, due - SLACK_NS - clock())
     # The inbox waits in whole milliseconds.
-    messages = process.receive(left // MILLISECOND_NS / 1000)
+    messages = process.receive(left // MILLISECOND_NS / 1000, working=True)
     if not messages and 0 < left < MILLISECOND_NS:
         sleep(min(left, NAP_NS) / 1e9)
     return messages
@@ -120,5 +128,5 @@ def open_runner(process: Process) -> Runner:
     from model_proc.torch_runner import TorchRunner
 
     return TorchRunner(
-        config, files, loading, Seat(rank, size, Path(process.ring.run_dir) / f"ranks.{process.ring.epoch}")
+        config, files, loading, Seat(rank, size, Path(process.ring.run_dir) / f"ranks.{process.run_of('model')}")
     )

@@ -72,6 +72,11 @@ class MockRunner:
             lanes=self._config.mock_lanes,
         )
 
+    def reset(self) -> None:
+        self._slots.clear()
+        self._with_logprobs.clear()
+        self._in_flight.clear()
+
     def launch(self, plan: Plan) -> None:
         # The clock is read first: the time that this takes is part of the step, not on top of it.
         started = max(self._clock(), self._lanes[0])

@@ -18,6 +18,10 @@ class Runner(Protocol):
         """Load what it takes to run, and say what there is to schedule."""
         ...
 
+    def reset(self) -> None:
+        """Forget all sequences and steps: another scheduler takes over. What was loaded stays."""
+        ...
+
     def launch(self, plan: Plan) -> None:
         """Start one step behind those that are in flight."""
         ...

@@ -83,6 +83,12 @@ class TorchRunner:
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
+    def reset(self) -> None:
+        while self._in_flight:
+            self.collect()
+        for slot in range(self._config.max_num_seqs):
+            self._batch.drop(slot)
+
     def launch(self, plan: Plan) -> None:
         started = time.monotonic_ns()
         inputs = self._batch.advance(plan)

@@ -9,20 +9,26 @@ from typing import Any
 
 from ipc.config import SchedulerConfig
 from ipc.messages import (
+    EPOCH_MASK,
     Abort,
     FlushCache,
+    Held,
     Inspect,
+    Lost,
     Report,
     Result,
     RunnerReady,
     StopHit,
     Submit,
     Watch,
+    epoch_of,
     gateway_name,
     gateway_of,
     model_name,
+    room_of,
 )
 from ipc.process import FatalError, Process
+from scheduler_proc import losses
 from scheduler_proc.live import live_view
 from scheduler_proc.policies import PolicyError
 from scheduler_proc.scheduler import Scheduler
@@ -34,21 +40,9 @@ log = logging.getLogger(__name__)
 
 
 def serve(process: Process) -> None:
-    """Wait for the runner, then schedule until shutdown."""
+    """Schedule until shutdown, from when the runner says what there is to schedule."""
     with ExitStack() as stack:
-        step_log = open_step_log(process.config, stack)
-        runner = wait_for_runner(process)
-        if runner is not None:
-            Loop(process, make_scheduler(runner, process.config), step_log).run()
-
-
-def wait_for_runner(process: Process) -> RunnerReady | None:
-    """What there is to schedule; None when the ring ends before the model is loaded."""
-    while process.running:
-        for message in process.receive():
-            if type(message) is RunnerReady:
-                return message
-    return None
+        Loop(process, open_step_log(process.config, stack)).run()
 
 
 def make_scheduler(runner: RunnerReady, config: SchedulerConfig) -> Scheduler:
@@ -68,47 +62,86 @@ def open_step_log(config: SchedulerConfig, stack: ExitStack) -> StepLog | None:
 
 
 class Loop:
-    """The loop of this process: all messages that are there, then as many steps as the runner has room for."""
+    """The loop of this process: all messages that are there, then as many steps as the runner has room for.
 
-    def __init__(self, process: Process, scheduler: Scheduler, step_log: StepLog | None) -> None:
+    Without a runner, before it is loaded and while it is lost, there is no scheduler; a request that comes then is one
+    that its gateway has ended already, or will as soon as it hears of the loss.
+    """
+
+    def __init__(self, process: Process, step_log: StepLog | None) -> None:
         self._process = process
-        self._scheduler = scheduler
+        self._scheduler: Scheduler | None = None
         self._step_log = step_log
         self._next_stats_ns = 0
 
     def run(self) -> None:
-        process, scheduler = self._process, self._scheduler
-        ranks = [process.peer(model_name(rank)) for rank in range(process.config.tensor_parallel_size)]
-        detokenizer = process.peer("detokenizer")
-        self._publish_stats(time.monotonic_ns())
-        process.ready(num_blocks=scheduler.runner.num_blocks, block_size=scheduler.runner.block_size)
+        process = self._process
         while process.running:
             for message in process.receive(self._seconds_to_deadline()):
-                self._handle(message, time.monotonic_ns())
-            scheduler.expire(time.monotonic_ns())
-            while (plan := scheduler.plan(time.monotonic_ns())) is not None:
-                for rank in ranks:
-                    rank.send(plan)
-                process.progress += 1
-            for tokens in scheduler.outgoing:
-                detokenizer.send(tokens)
-            scheduler.outgoing.clear()
-            for transition in scheduler.log.entries:
-                log.info("%s", transition)
-            scheduler.log.entries.clear()
-            self._publish_stats(time.monotonic_ns())
+                match message:
+                    case RunnerReady():
+                        self._take_over(message)
+                    case Lost():
+                        self._on_lost(message, time.monotonic_ns())
+                    case _ if self._scheduler is not None:
+                        self._handle(self._scheduler, message, time.monotonic_ns())
+            if self._scheduler is not None:
+                self._step(self._scheduler)
 
-    def _handle(self, message: Any, now: int) -> None:
-        """Pass one message of the ring on to the scheduler."""
+    def _take_over(self, runner: RunnerReady) -> None:
+        """There is a runner, with nothing in it."""
+        self._scheduler = scheduler = make_scheduler(runner, self._process.config)
+        self._publish_stats(scheduler, time.monotonic_ns())
+        self._process.ready(num_blocks=runner.num_blocks, block_size=runner.block_size)
+
+    def _step(self, scheduler: Scheduler) -> None:
+        process = self._process
+        ranks = [process.peer(model_name(rank)) for rank in range(process.config.tensor_parallel_size)]
+        scheduler.expire(time.monotonic_ns())
+        while (plan := scheduler.plan(time.monotonic_ns())) is not None:
+            for rank in ranks:
+                rank.send(plan)
+            process.progress += 1
+        self._send_out(scheduler)
+        self._publish_stats(scheduler, time.monotonic_ns())
+
+    def _send_out(self, scheduler: Scheduler) -> None:
+        """What goes to the detokenizer, and what goes to the log."""
+        detokenizer = self._process.peer("detokenizer")
+        for tokens in scheduler.outgoing:
+            detokenizer.send(tokens)
+        scheduler.outgoing.clear()
+        for transition in scheduler.log.entries:
+            log.info("%s", transition)
+        scheduler.log.entries.clear()
+
+    def _on_lost(self, lost: Lost, now: int) -> None:
+        """Another process is lost, and has a successor: end the sequences that cannot go on without it."""
         scheduler = self._scheduler
+        sequences = {} if scheduler is None else scheduler.held()
+        if scheduler is not None:
+            scheduler.fail(losses.ended_by(lost, sequences), losses.refusal(lost), now)
+            self._send_out(scheduler)
+        room = room_of(lost.process)
+        if room == "model":
+            self._scheduler = None
+        elif room == "tokenizer":
+            self._process.peer("detokenizer").send(Held(lost.process, lost.epoch, 0, list(sequences)))
+        elif room == "detokenizer":
+            for name in self._process.names("gateway"):
+                self._process.peer(name).send(Held(lost.process, lost.epoch, 0, list(sequences)))
+
+    def _handle(self, scheduler: Scheduler, message: Any, now: int) -> None:
+        """Pass one message of the ring on to the scheduler."""
         match message:
             case Result():
                 scheduler.result(message, now)
                 if self._step_log and scheduler.last_step:
                     waiting, running = len(scheduler.waiting), len(scheduler.residents.sequences)
                     self._step_log.add(scheduler.last_step, message, waiting, running)
-            case Submit():
-                scheduler.submit(message, now)
+            case Submit(rid=rid):
+                if not self._is_orphan(rid):
+                    scheduler.submit(message, now)
             case Abort(rids=rids):
                 scheduler.abort(rids, now)
             case StopHit(rids=rids):
@@ -120,16 +153,20 @@ class Loop:
             case Watch(rid=rid):
                 self._report(rid, live_view(scheduler))
 
+    def _is_orphan(self, rid: int) -> bool:
+        """Whether the run of the gateway that asked for this is over."""
+        return epoch_of(rid) != self._process.run_of(gateway_name(gateway_of(rid))) & EPOCH_MASK
+
     def _report(self, rid: int, body: dict[str, Any]) -> None:
         self._process.peer(gateway_name(gateway_of(rid))).send(Report(rid, body))
 
-    def _publish_stats(self, now: int) -> None:
+    def _publish_stats(self, scheduler: Scheduler, now: int) -> None:
         """Often enough for a dashboard, and always before a wait that may be long."""
-        if now >= self._next_stats_ns or not self._scheduler.planner.in_flight:
-            self._process.stats = self._scheduler.stats()
+        if now >= self._next_stats_ns or not scheduler.planner.in_flight:
+            self._process.stats = scheduler.stats()
             self._next_stats_ns = now + STATS_INTERVAL_NS
 
     def _seconds_to_deadline(self) -> float | None:
-        deadline = self._scheduler.next_deadline_ns
+        deadline = None if self._scheduler is None else self._scheduler.next_deadline_ns
         # A millisecond more: the wait is rounded to milliseconds, and must not end just before the deadline.
         return None if deadline is None else max(0, deadline - time.monotonic_ns()) / 1e9 + 1e-3

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ipc.codec import Ids
@@ -114,6 +114,17 @@ class Scheduler:
         """End sequences whose text met a stop string. The detokenizer has cut the text; it waits for the Tail."""
         opened = [rid for rid in rids if rid in self._sequences and self._sequences[rid].opened]
         self._finish_all(opened, STOP, now)
+
+    def fail(self, rids: Iterable[int], refusal: Refusal, now: int) -> None:
+        """End sequences that cannot go on."""
+        for rid in list(rids):
+            if rid in self._sequences:
+                self._finish(self._sequences[rid], ERROR, now, refusal=refusal)
+        self._flush(now)
+
+    def held(self) -> Mapping[int, Sequence]:
+        """All sequences that have not ended, by rid."""
+        return self._sequences
 
     def expire(self, now: int) -> None:
         """End the sequences whose deadline has passed."""

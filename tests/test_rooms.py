@@ -19,8 +19,9 @@ ROOMS = {
     "scheduler_proc": {"ipc"},
     "model_proc": {"ipc"},
     "detok_proc": {"ipc"},
-    "launch": {"ipc"},
-    "quintet": {"launch", "ipc"},
+    "supervision": {"ipc"},
+    "launch": {"supervision", "ipc"},
+    "quintet": {"supervision", "ipc"},
 }
 TORCH = {"torch", "transformers"}  # transformers brings torch along
 PICKLES = {"pickle", "cloudpickle", "dill", "marshal", "shelve"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from ipc.messages import ModelFiles
 from ipc.process import Process
@@ -17,7 +18,8 @@ def serve(process: Process) -> None:
     """Wait to be told which model it is, then prepare its requests until shutdown."""
     # The pool's threads are all that there are: the library would start one more for every core.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    files = wait_for_model(process)
+    early: list[Any] = []
+    files = wait_for_model(process, early)
     if files is None:
         return
     template = load_template(files, process.config.chat_template)
@@ -26,6 +28,8 @@ def serve(process: Process) -> None:
     router = Router(preparer.answer, pool.ask, lambda name, message: process.peer(name).send(message))
     process.ready()
     try:
+        for message in early:
+            router.handle(message)
         while process.running:
             for message in process.receive():
                 router.handle(message)
@@ -34,10 +38,16 @@ def serve(process: Process) -> None:
         pool.close()
 
 
-def wait_for_model(process: Process) -> ModelFiles | None:
-    """The model's name and files, when the supervisor knows them; None when there is a shutdown before."""
-    while process.running:
+def wait_for_model(process: Process, early: list[Any]) -> ModelFiles | None:
+    """The model's name and files, when the supervisor knows them; None when there is a shutdown before.
+
+    Other messages that have come by then are added to `early`.
+    """
+    files = None
+    while process.running and files is None:
         for message in process.receive():
             if type(message) is ModelFiles:
-                return message
-    return None
+                files = message
+            else:
+                early.append(message)
+    return files

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from ipc.messages import Abort, Detokenize, Generate, LookUp, Submit, Tokenize, gateway_name, gateway_of
+from ipc.messages import Abort, Detokenize, Generate, LookUp, Lost, Submit, Tokenize, gateway_name, gateway_of
 from tokenizer_proc.preparer import Answer, Question
 
 # What is shorter is answered at once: handing it to a thread and back takes longer (about 100 µs). A chat never is,
@@ -59,6 +59,8 @@ class Router:
                 self._submit(message)
             case LookUp(rid=rid):
                 self._send(gateway_name(gateway_of(rid)), message)
+            case Lost():
+                pass  # gateways abort what they have ended because of it
             case _:
                 log.warning("dropped a %s: not expected here", type(message).__name__)
 

@@ -13,7 +13,21 @@ from detok_proc.main import serve
 from ipc import mock_vocabulary
 from ipc.codec import Ids
 from ipc.config import DetokenizerConfig, RingConfig
-from ipc.messages import RID_BITS, STOP, Head, ModelFiles, Output, Ready, Shutdown, StopHit, Tail, Text, Tokens
+from ipc.messages import (
+    RID_BITS,
+    STOP,
+    Head,
+    Held,
+    Lost,
+    ModelFiles,
+    Output,
+    Ready,
+    Shutdown,
+    StopHit,
+    Tail,
+    Text,
+    Tokens,
+)
 from ipc.process import Process
 from ipc.sockets import Inbox, Outbox
 
@@ -76,6 +90,25 @@ def test_ready_after_the_model_is_known_then_text_and_stop_hits(ring: Ring) -> N
     ring.outbox.send(Tokens([], [1], Ids("i", [3]), None, [], 60))
     ring.receive("gateway")
     assert ring.process.stats["sequences"] == 1
+
+
+def test_what_comes_before_the_model_is_known_waits_for_it(ring: Ring) -> None:
+    """A detokenizer that is back: the scheduler has gone on meanwhile."""
+    ring.outbox.send(Tokens([Head(1, Output(), 1, 0, 1, 1, 1, 1)], [1], Ids("i", [1]), None, [], 50))
+    ring.outbox.send(MOCK)
+    [text] = ring.receive("gateway")
+    assert isinstance(text, Text)
+    assert text.texts == ["A "]
+
+
+def test_after_the_loss_of_the_scheduler_nothing_of_its_sequences_is_left(ring: Ring) -> None:
+    ring.outbox.send(MOCK)
+    ring.outbox.send(Tokens([Head(1, Output(), 1, 0, 1, 1, 1, 1)], [1], Ids("i", [1]), None, [], 50))
+    ring.receive("gateway")
+    ring.outbox.send(Lost("scheduler", 8, 9))
+    ring.outbox.send(Held("tokenizer", 8, 0, [5]))  # handed on behind everything before it
+    assert ring.receive("gateway") == [Held("tokenizer", 8, 0, [5])]
+    assert ring.process.stats["sequences"] == 0
 
 
 def test_shutdown_before_the_model_is_known(ring: Ring) -> None:

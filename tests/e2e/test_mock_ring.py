@@ -171,19 +171,6 @@ def test_a_drain_that_runs_out_of_time_ends_streams_with_an_error() -> None:
         assert server.process.wait(20) == 0
 
 
-@pytest.mark.parametrize("name", ["gateway", "tokenizer", "scheduler", "model", "detokenizer"])
-def test_a_lost_process_is_named_and_ends_the_ring(name: str) -> None:
-    with Server(model="mock") as server:
-        ring = server.processes()
-        run_dir = _run_dir(ring["scheduler"])
-        ring[name].send_signal(signal.SIGKILL)
-        assert server.process.wait(20) == 1
-        server._reader.join(5)
-        assert f"the {name} process is lost (SIGKILL)" in "".join(server.log)
-        assert not any(process.is_running() for process in ring.values())
-        assert not run_dir.exists()
-
-
 def test_the_death_of_the_supervisor_ends_every_child() -> None:
     with Server(model="mock") as server:
         ring = server.processes()
@@ -222,9 +209,9 @@ def test_a_foreign_process_that_sends_noise_harms_nothing() -> None:
 _NOISE = """
 import os, zmq
 context = zmq.Context()
-for name in ("gateway", "tokenizer", "scheduler", "model", "detokenizer", "supervisor"):
+for path in os.listdir("{run_dir}"):
     socket = context.socket(zmq.PUSH)
-    socket.connect("ipc://{run_dir}/" + name)
+    socket.connect("ipc://{run_dir}/" + path)
     for frame in (b"", b"noise", os.urandom(100000), b"\\x93\\x01\\x01\\xc0", b"\\x91" * 100000):
         socket.send(frame)
     socket.close(linger=5000)

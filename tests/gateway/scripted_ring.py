@@ -92,8 +92,8 @@ class ScriptedRing:
         self.template: Callable[[dict[str, Any]], str | None] = render  # None refuses the conversation
         self.special: dict[str, int] = {}  # special tokens of the vocabulary, which otherwise spells by character
         self._rendered: dict[int, str] = {}  # prompts that the gateway asked for to see the template at work
-        self.engine = Engine(self._take, self._take_in_scheduler)
         self.view = RingView([])
+        self.engine = Engine(self._take, self._take_in_scheduler, self.view.admit)
         self.view.update(MODEL)
         self.set_states()
         self._news = asyncio.Event()

@@ -35,6 +35,7 @@ from ipc.messages import (
     FlushCache,
     Generate,
     Loading,
+    Lost,
     Ready,
     Report,
     RingState,
@@ -238,13 +239,14 @@ async def test_drain_cuts_what_is_left(world: World, http: aiohttp.ClientSession
 async def test_a_lost_process_ends_what_is_in_flight(world: World, http: aiohttp.ClientSession) -> None:
     asking = asyncio.create_task(http.post(TEXT, json={"prompt": "x"}))
     await world.tokenizer.next(Generate)
-    world.set_states(detokenizer="lost")
+    world.send(Lost("scheduler", 3, 4))
+    world.set_states(scheduler="lost")
     response = await asking
     assert response.status == 503
-    assert "detokenizer" in (await response.json())["error"]["message"]
+    assert "scheduler" in (await response.json())["error"]["message"]
     async with http.get("/ready") as response:
         assert response.status == 503
-        assert "detokenizer is lost" in (await response.json())["error"]["message"]
+        assert "scheduler is lost" in (await response.json())["error"]["message"]
 
 
 @pytest.mark.asyncio
@@ -305,7 +307,7 @@ class ChildGateway:
     """`python -m gateway`, as the supervisor starts it."""
 
     def __init__(self, run_dir: str, port: int) -> None:
-        ring = {"run_dir": run_dir, "epoch": 3, "log_level": "warning"}
+        ring = {"run_dir": run_dir, "epoch": 3, "log_level": "warning", "runs": {}}
         config = asdict(replace(CONFIG, port=port))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "gateway"], stdin=subprocess.PIPE, cwd=Path(__file__).parents[2]

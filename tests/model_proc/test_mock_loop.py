@@ -8,13 +8,14 @@ from typing import Any
 
 from ipc.codec import Ids
 from ipc.config import ModelConfig, section
-from ipc.messages import Admit, Plan, Result, Sampling
+from ipc.messages import Admit, Lost, Plan, Result, RunnerReady, Sampling
 from ipc.options import complete
 from model_proc.main import NAP_NS, POLL_NS, SLACK_NS, execute
 from model_proc.mock import MockRunner, describe_mock
 
 MS = 1_000_000
 US = 1_000
+READY = RunnerReady(100, 16, 1000, 8, Ids("i", [2]))
 LOOK_NS = 10_000  # what it costs to look for messages without waiting
 
 
@@ -30,7 +31,7 @@ class World:
         self.now = 0
         self.progress = 0
         self.running = True
-        self.sent: list[tuple[int, Result]] = []  # when, what
+        self.sent: list[tuple[int, Any]] = []  # when, what
         self.waits: list[float | None] = []  # of `receive`, seconds
         self.naps: list[int] = []  # ns
         self._arrivals = deque(sorted(arrivals.items()))
@@ -50,7 +51,8 @@ class World:
     def send(self, result: Result) -> None:
         self.sent.append((self.now, result))
 
-    def receive(self, timeout_s: float | None = None) -> list[Any]:
+    def receive(self, timeout_s: float | None = None, working: bool = False) -> list[Any]:
+        assert working == (timeout_s is not None), "it waits for a step, or for work"
         self.waits.append(timeout_s)
         assert timeout_s is None or timeout_s * 1000 == round(timeout_s * 1000), "the inbox waits in milliseconds"
         limit = self._until_ns if timeout_s is None else self.now + max(LOOK_NS, round(timeout_s * 1e9))
@@ -63,7 +65,7 @@ class World:
         return []
 
     def run(self, runner: Any) -> None:
-        execute(self, runner, self.clock, self.sleep)  # type: ignore[arg-type]  # as much of a Process as it uses
+        execute(self, runner, READY, self.clock, self.sleep)  # type: ignore[arg-type]  # as much of a Process as it uses
 
 
 def prefill(step: int, tokens: int) -> Plan:
@@ -161,3 +163,21 @@ def test_a_runner_that_does_not_say_is_polled() -> None:
     world.run(Unforeseeable(world, 200 * US))
     assert world.naps == [POLL_NS] * 3
     assert [at for at, _ in world.sent] == [3 * (LOOK_NS + POLL_NS + SLACK_NS)]
+
+
+def test_the_successor_of_a_lost_scheduler_finds_an_empty_runner(tmp_path: Path) -> None:
+    """It is told what there is to schedule; the steps of the dead one are not answered any more."""
+    lost = Lost("scheduler", 3, 9)
+    world = World({0: [prefill(0, 500)], 10 * MS: [lost], 20 * MS: [prefill(0, 30)]}, until_ns=200 * MS)
+    runner = mock(world, tmp_path)
+    world.run(runner)
+    (at, ready), (_, result) = world.sent
+    assert (at, ready) == (10 * MS, READY)
+    assert result.slots == [0]
+    assert runner.in_flight == 0
+
+
+def test_the_loss_of_another_process_changes_nothing(tmp_path: Path) -> None:
+    world = World({0: [prefill(0, 50)], 2 * MS: [Lost("gateway", 3, 9)]}, until_ns=100 * MS)
+    world.run(mock(world, tmp_path))
+    assert [at for at, _ in world.sent] == [5 * MS]

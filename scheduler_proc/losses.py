@@ -1,0 +1,32 @@
+"""Which sequences end because another process of the ring was lost, and what their clients are told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ipc.messages import EPOCH_MASK, Lost, Refusal, epoch_of, gateway_name, gateway_of, room_of
+from scheduler_proc.sequence import Sequence
+
+
+def ended_by(lost: Lost, sequences: Mapping[int, Sequence]) -> list[int]:
+    """The rids of the sequences that cannot go on.
+
+    A model takes all with it. A detokenizer takes those whose text it had begun; whoever still waits goes through its
+    successor. A gateway takes its own: nobody reads them any more. What a tokenizer was at work on never came here.
+    """
+    match room_of(lost.process):
+        case "model":
+            return list(sequences)
+        case "detokenizer":
+            return [rid for rid, sequence in sequences.items() if sequence.opened]
+        case "gateway":
+            epoch = lost.epoch & EPOCH_MASK
+            own = [rid for rid in sequences if gateway_name(gateway_of(rid)) == lost.process]
+            return [rid for rid in own if epoch_of(rid) == epoch]
+        case _:
+            return []
+
+
+def refusal(lost: Lost) -> Refusal:
+    """What the client of such a sequence is told."""
+    return Refusal(503, "unavailable_error", f"the server has lost a process ({lost.process}), and restarts it")

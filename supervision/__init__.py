@@ -1,0 +1,1 @@
+"""The supervisor: starts the processes of a ring, watches over them, restarts what is lost, drains and stops them."""
