@@ -31,6 +31,7 @@ from gateway.ring import RingView
 from gateway.server import connection_of
 from gateway.status import Status
 from gateway.unbuilt import UNBUILT, not_built
+from gateway.web_page import WebPage
 from ipc.config import GatewayConfig
 
 OTHER = "other"  # the route of a request that has none
@@ -55,6 +56,7 @@ def build_app(engine: Engine, ring: RingView, config: GatewayConfig, keys: KeyRi
     status = Status(engine, ring)
     live = Live(engine, ring)
     cors = Cors(config.allowed_origins)
+    web_page = WebPage()
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -62,7 +64,8 @@ def build_app(engine: Engine, ring: RingView, config: GatewayConfig, keys: KeyRi
         preflight = cors.preflight(request)
         if preflight is not None:
             return preflight
-        keys.check(request)
+        if request.path not in web_page.paths:
+            keys.check(request)
         return await handler(request)
 
     async def sign(request: web.Request, response: web.StreamResponse) -> None:
@@ -133,6 +136,8 @@ def build_app(engine: Engine, ring: RingView, config: GatewayConfig, keys: KeyRi
     app.router.add_post("/v1/responses/{id}/cancel", responses.cancel)
     app.router.add_put("/generate", sglang.generate, expect_handler=expect)
     app.router.add_post("/ping", about.ping)
+    for path in web_page.paths:
+        app.router.add_get(path, web_page.asset)
     for path in UNBUILT:
         app.router.add_route("*", path, not_built)
     app.router.add_get("/openapi.json", OpenApi(app).openapi)
