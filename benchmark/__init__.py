@@ -8,6 +8,8 @@
     fit_cost            a cost profile for the mock, from the step log of a real model
     serving             any OpenAI-style server under load, level by level
     accuracy            right answers to published questions; the same tokens as `transformers`
+    latency             where each millisecond of a token goes, process by process
+    startup             from the first spawn to the first token, process by process
     offline             real models through the offline API
 
 What the first two share: `presets` (the scenarios), `experiment` (the command line), `summary`, `bounds`, `report` and
