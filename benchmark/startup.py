@@ -38,7 +38,8 @@ from benchmark.client import Client
 from benchmark.report import write_json
 from ipc.messages import Loading, ModelFiles, Ready, RingState
 from ipc.options import OptionError, from_command_line
-from launch import PACKAGES, Supervisor
+from supervision.child import PACKAGES
+from supervision.supervisor import Supervisor
 
 IMPORT_RUNS = 3
 POLL_S = 0.1
