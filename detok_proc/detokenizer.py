@@ -48,6 +48,9 @@ class Detokenizer:
         for head in tokens.heads:
             out.add_head(head)
             self._open(head, out)
+        for reading in tokens.readings:
+            reading.logprobs.pieces = [self._vocabulary.piece(token_id) for token_id in reading.logprobs.ids]
+            out.add_reading(reading)
         touched = self._take_rows(tokens, out)
         for tail in tokens.tails:
             touched.pop(tail.rid, None)

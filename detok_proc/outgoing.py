@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 
 from detok_proc.sequence import Sequence
-from ipc.messages import Head, Logprobs, Tail, Text, gateway_of
+from ipc.messages import Head, Logprobs, Reading, Tail, Text, gateway_of
 
 
 class Outgoing:
@@ -18,6 +18,9 @@ class Outgoing:
 
     def add_head(self, head: Head) -> None:
         self._text_for(head.rid).heads.append(head)
+
+    def add_reading(self, reading: Reading) -> None:
+        self._text_for(reading.rid).readings.append(reading)
 
     def add_row(self, rid: int, sequence: Sequence) -> None:
         """A row with all that the sequence has to send; it has nothing to send afterwards."""

@@ -106,6 +106,9 @@ class Sampling:
     min_tokens: int = 0  # no end of sequence and no stop token before this many
     stop_token_ids: Ids = field(default_factory=lambda: Ids("i"))
     ignore_eos: bool = False
+    prompt_only: bool = False  # the prompt is computed and read, and no token is sampled
+    prompt_logprobs: int = -1  # as `logprobs`, beside each token of the prompt but the first
+    pooling: str = ""  # "mean" or "last": the embedding of the prompt is wanted
 
 
 @record
@@ -136,8 +139,19 @@ class Logprobs:
 
 @record
 @dataclass(slots=True)
+class Reading:
+    """What the model makes of a piece of a prompt, for those who asked."""
+
+    rid: int
+    start: int  # position in the prompt of the first token of `logprobs`; it is never 0
+    logprobs: Logprobs  # of the tokens from there on
+    embedding: Floats  # of the whole prompt, once its end is read; neither scaled nor cut
+
+
+@record
+@dataclass(slots=True)
 class Head:
-    """What opens a sequence downstream of the scheduler; sent once, with its first token or its end."""
+    """What opens a sequence downstream of the scheduler; sent once, before or with whatever else is sent of it."""
 
     rid: int
     output: Output
@@ -241,7 +255,8 @@ class Plan:
     """scheduler -> model, every rank: one step. Drops act first, then admissions, then block tables grow, then it runs.
 
     `num_tokens[i]` more tokens of slot `slots[i]` are computed: 1 is a decode, more is a prefill chunk. Slot i's block
-    table grows by the next `num_blocks[i]` ids of `blocks`. A slot whose last known token is computed samples the next.
+    table grows by the next `num_blocks[i]` ids of `blocks`. A slot whose last known token is computed samples the next,
+    unless its sampling is `prompt_only`.
     """
 
     step: int
@@ -266,6 +281,7 @@ class Result:
     errors: Strs  # why, one for each of `failed`
     started_ns: int
     finished_ns: int
+    readings: list[Reading] = field(default_factory=list)  # what it read of prompts
 
 
 @message(6)
@@ -279,6 +295,7 @@ class Tokens:
     logprobs: Logprobs | None  # a row for each of `rids`, when any of them asked
     tails: list[Tail]
     time_ns: int  # when the step's result arrived
+    readings: list[Reading] = field(default_factory=list)  # no position twice; of sequences whose Head is out
 
 
 @message(7)
@@ -302,6 +319,7 @@ class Text:
     logprobs: Logprobs | None  # a row for each of `token_ids`, when any of them asked
     tails: list[Tail]
     time_ns: int  # as in Tokens
+    readings: list[Reading] = field(default_factory=list)  # as in Tokens, with the pieces filled in
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -388,6 +406,7 @@ class ModelFiles:
     max_model_len: int
     vocab_size: int
     defaults: Map  # sampling defaults of the model's generation config: temperature, top_p, top_k, ...
+    reads_prompts: bool = True  # it gives log-probabilities and embeddings of prompts
 
 
 @message(33)

@@ -50,7 +50,8 @@ class Batch:
         self.block_table = np.zeros((max_num_seqs, blocks_per_sequence), dtype=np.int32)
         self.num_blocks = np.zeros(max_num_seqs, dtype=np.int64)
         self.num_known = np.zeros(max_num_seqs, dtype=np.int64)  # leading tokens whose ids the host knows
-        self.length = np.zeros(max_num_seqs, dtype=np.int64)  # tokens, those in flight included
+        # Tokens, those in flight included. It samples who has computed so many: never, with one more than there are.
+        self.length = np.zeros(max_num_seqs, dtype=np.int64)
         self.num_computed = np.zeros(max_num_seqs, dtype=np.int64)
         self.output_start = np.zeros(max_num_seqs, dtype=np.int64)
         self.sampling: list[Sampling | None] = [None] * max_num_seqs
@@ -67,7 +68,8 @@ class Batch:
         self.token_ids[slot, :length] = admit.token_ids
         self.num_blocks[slot] = 0
         self.add_blocks(slot, admit.blocks)
-        self.num_known[slot] = self.length[slot] = length
+        self.num_known[slot] = length
+        self.length[slot] = length + admit.sampling.prompt_only
         self.num_computed[slot] = admit.num_computed
         self.output_start[slot] = admit.output_start
         self.sampling[slot] = admit.sampling

@@ -29,18 +29,20 @@ def describe_mock(config: ModelConfig) -> ModelFiles:
         max_model_len=config.max_model_len or MAX_MODEL_LEN,
         vocab_size=VOCAB_SIZE,
         defaults={},
+        reads_prompts=False,
     )
 
 
 class Slot:
     """One sequence of the batch: how far it is computed, and what of its known tokens is still to be."""
 
-    __slots__ = ("answer_start", "num_computed", "num_left")
+    __slots__ = ("answer_start", "num_computed", "num_left", "prompt_only")
 
     def __init__(self, admit: Admit, num_silent: int) -> None:
         self.num_computed = admit.num_computed
         self.num_left = len(admit.token_ids) - admit.num_computed
         self.answer_start = admit.output_start + num_silent
+        self.prompt_only = admit.sampling.prompt_only
 
 
 class MockRunner:
@@ -125,7 +127,7 @@ class MockRunner:
             if slot.num_left:
                 prefills.append(num_tokens)
                 slot.num_left -= num_tokens
-                if slot.num_left:
+                if slot.num_left or slot.prompt_only:
                     continue
             sampled.append(number)
             token_ids.append(answer_id(context - slot.answer_start))

@@ -22,6 +22,7 @@ from model_proc.batch import StepInputs
 from model_proc.files.checkpoint import generation_defaults
 from model_proc.files.model_files import Progress
 from model_proc.load import load
+from model_proc.prompt_reader import PromptReader, Read
 from model_proc.ranks import ALONE, Seat
 from model_proc.sampler import Draws, Sampled, Sampler
 from model_proc.staging import upload
@@ -29,6 +30,8 @@ from model_proc.staging import upload
 if TYPE_CHECKING:
     # Not at run time: it needs Triton.
     from model_proc.graphs import DecodeGraphs
+
+NOT_A_NUMBER = "the model's output is not a number"
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +44,7 @@ class Launched:
     sampling: list[Sampling]  # of the sequences that sample
     slots: list[int]  # theirs
     sampled: Sampled | None  # on the host once `done` has happened; None when nobody samples
+    read: Read | None  # likewise: what was read of prompts
     done: torch.cuda.Event | None  # None on a CPU, where `launch` has done the work
     error: str  # why the whole step failed, "" when it did not
     started_ns: int
@@ -70,6 +74,7 @@ class TorchRunner:
         self._graphs = loaded.graphs
         self._ranks = loaded.ranks
         eos_token_ids = generation_defaults(Path(files.folder))["eos_token_id"]
+        self._reader = PromptReader(self._device)
         self._sampler = Sampler(config.max_num_seqs, files.vocab_size, eos_token_ids, self._device)
         if self._has_kernels and self._device.type == "cuda":
             self._warm_up()
@@ -88,19 +93,25 @@ class TorchRunner:
             self.collect()
         for slot in range(self._config.max_num_seqs):
             self._batch.drop(slot)
+            self._reader.drop(slot)
 
     def launch(self, plan: Plan) -> None:
         started = time.monotonic_ns()
         inputs = self._batch.advance(plan)
+        for slot in plan.drop:
+            self._reader.drop(slot)
         for admit in plan.admit:
             self._sampler.admit(admit)
+            self._reader.admit(admit)
         self._check_slots(plan.slots)
-        sampled, done, error = None, None, ""
+        sampled, read, done, error = None, None, None, ""
         try:
             with torch.inference_mode():
                 sampled = self._run(inputs)
                 if sampled is not None:
                     sampled = sampled.to_host()
+                if (read := self._reader.take()) is not None:
+                    read = read.to_host()
                 if self._device.type == "cuda":
                     done = torch.cuda.Event()  # type: ignore[no-untyped-call]
                     done.record()
@@ -108,10 +119,11 @@ class TorchRunner:
             if self._ranks is not None:
                 raise  # the others are in the middle of a sum that this one never joined
             log.exception("step %d failed", plan.step)
+            self._reader.take()
             error = f"the model failed in this step: {type(failure).__name__}"
         slots = inputs.sample_slots.tolist()
         sampling = self._sampling_of(slots)
-        self._in_flight.append(Launched(plan, sampling, slots, sampled, done, error, started))
+        self._in_flight.append(Launched(plan, sampling, slots, sampled, read, done, error, started))
 
     @property
     def in_flight(self) -> int:
@@ -144,8 +156,11 @@ class TorchRunner:
             result.slots = []
             result.failed = step.plan.slots
             result.errors = [error] * len(result.failed)
-        elif step.sampled is not None:
-            self._fill_in(result, step, step.sampled)
+        else:
+            if step.sampled is not None:
+                self._fill_in(result, step, step.sampled)
+            if step.read is not None:
+                self._add_readings(result, step.read)
         result.finished_ns = time.monotonic_ns()
         return result
 
@@ -205,7 +220,11 @@ class TorchRunner:
             self._device,
         )
         token_ids = torch.where(from_device != 0, self._batch.last_token[token_slots], host_ids)
-        return self._model.forward(token_ids, positions, sample_rows, step)
+        if not self._reader.wants(inputs):
+            return self._model.forward(token_ids, positions, sample_rows, step)
+        readout = self._model.read(token_ids, positions, step)
+        self._reader.read(inputs, readout)
+        return readout.logits(sample_rows)
 
     def _fill_in(self, result: Result, step: Launched, sampled: Sampled) -> None:
         """Put a step's samples into its result."""
@@ -214,7 +233,7 @@ class TorchRunner:
         result.slots = [step.slots[row] for row in rows]
         result.token_ids = Ids("i", [token_ids[row] for row in rows])
         result.failed = [slot for slot, token in zip(step.slots, token_ids, strict=True) if token < 0]
-        result.errors = ["the model's output is not a number"] * len(result.failed)
+        result.errors = [NOT_A_NUMBER] * len(result.failed)
         if sampled.logprob_ids is not None and sampled.logprob_values is not None:
             ids, values = sampled.logprob_ids.tolist(), sampled.logprob_values.tolist()
             logprobs = Logprobs(counts=[], ids=Ids("i"), values=[], pieces=[])
@@ -224,6 +243,12 @@ class TorchRunner:
                 logprobs.ids.extend(ids[row][:count])
                 logprobs.values += values[row][:count]
             result.logprobs = logprobs
+
+    def _add_readings(self, result: Result, read: Read) -> None:
+        """Put what a step read of prompts into its result."""
+        result.readings, failed = read.readings()
+        result.failed += failed
+        result.errors += [NOT_A_NUMBER] * len(failed)
 
     def _check_slots(self, slots: list[int]) -> None:
         for slot in slots:

@@ -235,7 +235,7 @@ class Planner:
 
         They can be found from the next plan on, which is soon; equal prompts that arrive together would all miss.
         """
-        if not step.filling:
+        if not step.filling or sequence.reads_prompt:
             return False
         found = 0
         for block_hash in sequence.hashes[num_shared : (len(sequence.token_ids) - 1) // self._block_size]:
@@ -280,7 +280,7 @@ class Planner:
         if sequence.num_planned == sequence.num_tokens:
             sequence.num_tokens += 1
             sequence.plain_until = min(sequence.capacity + 1, sequence.max_length)
-            step.sampling.append(sequence)
+            (step.prompts if sequence.sampling.prompt_only else step.sampling).append(sequence)
         else:
             self._log.happens(sequence, Event.PREFILL_CHUNK, now)
             step.partials += 1

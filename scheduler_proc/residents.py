@@ -32,7 +32,7 @@ class Residents:
 
     def match(self, sequence: Sequence) -> list[int]:
         """The blocks in the cache that a waiting sequence can share: those of the longest known prefix."""
-        if not self.pool.caching:
+        if not self.pool.caching or sequence.reads_prompt:
             return []
         block_size = self.pool.block_size
         extend_hashes(sequence.hashes, sequence.root, sequence.token_ids, block_size)

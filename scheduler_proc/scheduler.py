@@ -26,6 +26,7 @@ from ipc.messages import (
     STOP,
     TIMEOUT,
     Plan,
+    Reading,
     Refusal,
     Result,
     RunnerReady,
@@ -156,7 +157,11 @@ class Scheduler:
         self.residents.step_ended(len(step.decodes) + len(step.others), max(0, result.finished_ns - started))
         for sequence in step.prefills:
             sequence.started_ns = sequence.started_ns or started
+        self._pass_on(result.readings)
         self._append(step, self._fail(step, result, now) if result.failed else step.samplers, result, now)
+        for sequence in step.prompts:
+            if result.step > sequence.discard_until:
+                self._finish(sequence, LENGTH, now)
         self.planner.result_is_in(result.step, now)
         self._flush(now)
 
@@ -249,11 +254,27 @@ class Scheduler:
             if len(token_ids) >= sequence.next_look or token in sequence.stop_ids:
                 self._look(sequence, token, step.number, now)
 
+    def _pass_on(self, readings: list[Reading]) -> None:
+        """Pass on what was read of prompts, leaving out what was passed on before a preemption."""
+        for reading in readings:
+            sequence = self._sequences.get(reading.rid)
+            if sequence is None:
+                continue
+            rows = reading.logprobs.counts
+            known = min(max(0, sequence.num_read - reading.start), len(rows))
+            if known:
+                kept = select_rows(reading.logprobs, range(known, len(rows)))
+                reading = Reading(reading.rid, reading.start + known, kept, reading.embedding)
+            if reading.logprobs.counts or reading.embedding:
+                sequence.num_read = reading.start + len(reading.logprobs.counts)
+                self._open(sequence)
+                self._tokens.readings.append(reading)
+
     def _look(self, sequence: Sequence, token: int, step: int, now: int) -> None:
         """What some tokens bring with them: the first one, one behind a full block, one that ends the sequence."""
         block_size = self.runner.block_size
         length = len(sequence.token_ids)
-        if not sequence.opened:
+        if sequence.first_step < 0:
             sequence.first_token_ns = now
             sequence.first_step = step
             self._open(sequence)
@@ -353,7 +374,7 @@ class Scheduler:
     def _flush(self, now: int) -> None:
         """Close the message for the detokenizer, if anything is in it."""
         tokens = self._tokens
-        if tokens.heads or tokens.rids or tokens.tails:
+        if tokens.heads or tokens.rids or tokens.tails or tokens.readings:
             tokens.time_ns = now
             self.outgoing.append(tokens)
             self._tokens = _no_tokens()

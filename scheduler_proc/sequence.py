@@ -25,8 +25,8 @@ class Sequence:
     __slots__ = (
         "batch_sizes", "blocks", "cached_tokens", "capacity", "choice", "deadline_ns", "discard_until",
         "execution_ns", "first_step", "first_token_ns", "hashes", "is_long", "last_step", "max_length", "min_output",
-        "next_look", "num_planned", "num_registered", "num_shared", "num_steps", "num_tokens", "opened", "order",
-        "output", "plain_until", "preemptions", "priority", "prompt_len", "queued_ns", "queued_step", "rank",
+        "next_look", "num_planned", "num_read", "num_registered", "num_shared", "num_steps", "num_tokens", "opened",
+        "order", "output", "plain_until", "preemptions", "priority", "prompt_len", "queued_ns", "queued_step", "rank",
         "received_ns", "request_id", "requeued_ns", "rid", "root", "sampling", "scheduled_ns", "siblings", "slot",
         "started_ns", "state", "stop_ids", "tenant", "token_ids", "tokenized_ns", "turn",
     )  # fmt: skip
@@ -42,9 +42,10 @@ class Sequence:
         self.state = State.NEW
         self.token_ids: Ids = submit.token_ids[:]
         self.prompt_len = len(submit.token_ids)
-        self.sampling: Sampling = _with_seed(submit.sampling, submit.sampling.seed + choice)
+        self.sampling: Sampling = _for_choice(submit.sampling, choice)
         self.output: Output = submit.output
-        self.max_length = self.prompt_len + submit.sampling.max_tokens
+        # A sequence that is only its prompt ends before the one token that it is planned for.
+        self.max_length = self.prompt_len + (submit.sampling.max_tokens or 1)
         self.min_output = submit.sampling.min_tokens
         self.stop_ids: frozenset[int] = frozenset()  # tokens that end it
         self.siblings: list[Sequence] = []  # held until this one's prefill is planned
@@ -65,6 +66,7 @@ class Sequence:
         self.hashes: list[bytes] = []  # chain hashes of the full blocks of token_ids
         self.num_registered = 0  # how many leading blocks the pool knows by hash, or need not
 
+        self.num_read = 1  # leading tokens of the prompt whose log-probabilities were sent, the first having none
         self.cached_tokens = 0
         self.preemptions = 0
         self.opened = False  # its Head has been sent
@@ -93,6 +95,11 @@ class Sequence:
         """Tokens whose KV is there now or once the steps in flight have run."""
         return min(self.num_planned, len(self.token_ids))
 
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether every token of its prompt must be computed, those in the cache included."""
+        return self.sampling.prompt_logprobs >= 0 or bool(self.sampling.pooling)
+
     def grow(self, blocks: list[int], block_size: int) -> None:
         """It gets these blocks as well."""
         self.blocks += blocks
@@ -114,6 +121,7 @@ class Sequence:
         )  # fmt: skip
 
 
-def _with_seed(sampling: Sampling, seed: int) -> Sampling:
-    """The same sampling with another seed, kept to 64 bits with a sign."""
-    return replace(sampling, seed=(seed + 2**63) % 2**64 - 2**63)
+def _for_choice(sampling: Sampling, choice: int) -> Sampling:
+    """The sampling of one choice: each has its own seed, kept to 64 bits with a sign; the first reads the prompt."""
+    seed = (sampling.seed + choice + 2**63) % 2**64 - 2**63
+    return replace(sampling, seed=seed, prompt_logprobs=sampling.prompt_logprobs if choice == 0 else -1)

@@ -27,6 +27,7 @@ class Step:
     blocks: list[int] = field(default_factory=list)
     admits: list[Admit] = field(default_factory=list)
     sampling: list[Sequence] = field(default_factory=list)  # those of `others` that sample a token
+    prompts: list[Sequence] = field(default_factory=list)  # those of `others` that end here, being only a prompt
     prefills: list[Sequence] = field(default_factory=list)  # those of `others` that compute known tokens
     num_prefill_tokens: int = 0
     other_tokens: int = 0  # the sum of `num_tokens`

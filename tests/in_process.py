@@ -7,7 +7,7 @@ from typing import Any
 
 from ipc.codec import Ids
 from ipc.config import SchedulerConfig, section
-from ipc.messages import Output, Refusal, RunnerReady, Sampling, Submit
+from ipc.messages import Logprobs, Output, Refusal, RunnerReady, Sampling, Submit
 from ipc.options import complete
 from model_proc.runner import Runner
 from scheduler_proc.scheduler import Scheduler
@@ -19,6 +19,8 @@ class Outcome:
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
+    prompt_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)  # from the second token on
+    embedding: list[float] = field(default_factory=list)
     cached_tokens: int = 0
     reason: int = 0
     refusal: Refusal | None = None
@@ -51,13 +53,22 @@ def _take(scheduler: Scheduler, outcomes: list[Outcome]) -> None:
     for message in scheduler.outgoing:
         for head in message.heads:
             outcomes[head.rid].cached_tokens = head.cached_tokens
+        for reading in message.readings:
+            outcome = outcomes[reading.rid]
+            assert reading.start == len(outcome.prompt_logprobs) + 1 or not reading.logprobs.counts
+            outcome.prompt_logprobs += _rows(reading.logprobs)
+            outcome.embedding += reading.embedding
         for rid, token in zip(message.rids, message.token_ids, strict=True):
             outcomes[rid].token_ids.append(token)
         if message.logprobs is not None:
-            entries = iter(zip(message.logprobs.ids, message.logprobs.values, strict=True))
-            for rid, count in zip(message.rids, message.logprobs.counts, strict=True):
-                outcomes[rid].logprobs.append([next(entries) for _ in range(count)])
+            for rid, row in zip(message.rids, _rows(message.logprobs), strict=True):
+                outcomes[rid].logprobs.append(row)
         for tail in message.tails:
             outcomes[tail.rid].reason = tail.reason
             outcomes[tail.rid].refusal = tail.refusal
     scheduler.outgoing.clear()
+
+
+def _rows(logprobs: Logprobs) -> list[list[tuple[int, float]]]:
+    entries = iter(zip(logprobs.ids, logprobs.values, strict=True))
+    return [[next(entries) for _ in range(count)] for count in logprobs.counts]

@@ -135,6 +135,12 @@ class Preparer:
         self._check_ids(sampling.bias_ids, "logit_bias")
         self._check_ids(sampling.stop_token_ids, "stop_token_ids")
         room = self._max_model_len - prompt_len
+        if sampling.prompt_only:
+            if room < 0:
+                raise RequestError(
+                    f"{param}: {prompt_len} tokens are more than the context of {self._max_model_len} tokens", param
+                )
+            return sampling
         if room < 1:
             raise RequestError(
                 f"{param}: {prompt_len} tokens leave no room for output in the context of {self._max_model_len} tokens",

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from model_proc.attention.paged import AttentionParams, AttentionStep, HeadTransform, LayerShape
-from model_proc.kernels.ops import Ops
+from model_proc.kernels.ops import Ops, rms_norm
 from model_proc.models.loader import DecoderWeights
+from model_proc.models.readout import Readout
 from model_proc.models.rope import rope_table
 from model_proc.models.settings import DecoderSettings
 
@@ -44,6 +45,17 @@ class Decoder:
 
         Without sample_rows, every token samples. The attention step knows the positions itself.
         """
+        hidden = self._run_layers(token_ids, step)
+        return self._logits(hidden if sample_rows is None else hidden[sample_rows])
+
+    def read(self, token_ids: Tensor, positions: Tensor, step: AttentionStep) -> Readout:
+        """As `forward`, for those who want to know more than the logits of some rows."""
+        hidden = self._run_layers(token_ids, step)
+        normed = rms_norm(hidden, self.weights.norm, self.settings.norm_eps)
+        return Readout(normed, lambda rows: self._logits(hidden[rows]))
+
+    def _run_layers(self, token_ids: Tensor, step: AttentionStep) -> Tensor:
+        """token_ids [T] -> what the last layer leaves [T, hidden], before the last norm."""
         s, ops, weights = self.settings, self.ops, self.weights
         q_size, kv_size = s.num_heads * s.head_dim, s.num_kv_heads * s.head_dim
         hidden = ops.embed(weights.embedding, token_ids, s.embedding_scale)
@@ -61,7 +73,10 @@ class Decoder:
             hidden = ops.add_linear(hidden, attended.flatten(1), layer.output, layer.output_bias, s.residual_scale)
             activated = ops.norm_gate_up(hidden, layer.post_norm, s.norm_eps, layer.gate_up, layer.gate_up_bias)
             hidden = ops.add_linear(hidden, activated, layer.down, layer.down_bias, s.residual_scale)
-        if sample_rows is not None:
-            hidden = hidden[sample_rows]
-        logits = ops.logits(hidden, weights.norm, s.norm_eps, weights.head, s.vocab_size)
+        return hidden
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """[S, hidden] of `_run_layers` -> [S, vocabulary]."""
+        s, weights = self.settings, self.weights
+        logits = self.ops.logits(hidden, weights.norm, s.norm_eps, weights.head, s.vocab_size)
         return logits if s.logit_divisor == 1.0 else logits.div_(s.logit_divisor)

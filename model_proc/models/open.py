@@ -16,6 +16,7 @@ from model_proc.kernels.ops import Ops
 from model_proc.models.decoder import Decoder
 from model_proc.models.loader import empty_weights, fill_from, fill_randomly
 from model_proc.models.parallel import ParallelOps, share_of
+from model_proc.models.readout import Readout
 from model_proc.models.settings import DecoderSettings, NotNativeError, decoder_settings
 from model_proc.models.transformers_model import TransformersModel
 from model_proc.ranks import Ranks
@@ -33,6 +34,8 @@ class Model(Protocol):
     def forward(
         self, token_ids: Tensor, positions: Tensor, sample_rows: Tensor | None, step: AttentionStep
     ) -> Tensor: ...
+
+    def read(self, token_ids: Tensor, positions: Tensor, step: AttentionStep) -> Readout: ...
 
 
 def native_settings(folder: Path, implementation: str) -> DecoderSettings | None:

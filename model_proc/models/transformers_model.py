@@ -7,6 +7,7 @@ from torch import Tensor
 
 from model_proc.attention import transformers_bridge
 from model_proc.attention.paged import AttentionStep, LayerShape
+from model_proc.models.readout import Readout
 
 
 class TransformersModel:
@@ -35,3 +36,15 @@ class TransformersModel:
             **{transformers_bridge.STEP_KEYWORD: step},
         )
         return output.logits[0]
+
+    def read(self, token_ids: Tensor, positions: Tensor, step: AttentionStep) -> Readout:
+        """As Decoder.read. The logits of all tokens are made: what happens to them behind the output layer, such as
+        scaling or capping, differs from model to model."""
+        kept: list[Tensor] = []
+        base = self._model.get_submodule(self._model.base_model_prefix)  # type: ignore[arg-type]
+        handle = base.register_forward_hook(lambda _module, _args, output: kept.append(output[0]))
+        try:
+            logits = self.forward(token_ids, positions, None, step)
+        finally:
+            handle.remove()
+        return Readout(kept[0][0], lambda rows: logits[rows])

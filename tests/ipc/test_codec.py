@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from ipc import messages
 from ipc.codec import MAX_FRAME_BYTES, Ids, WireError, decode, encode
 
-RECORDS = {"Refusal", "Sampling", "Output", "Logprobs", "Head", "Tail", "Admit"}  # they travel inside messages only
+# They travel inside messages only.
+RECORDS = {"Refusal", "Sampling", "Output", "Logprobs", "Reading", "Head", "Tail", "Admit"}
 MESSAGE_CLASSES = [
     value
     for name, value in vars(messages).items()
