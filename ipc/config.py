@@ -69,6 +69,7 @@ class ModelConfig:
     tensor_parallel_size: int
     device: str
     dtype: str
+    quantization: str
     load_format: str
     model_impl: str
     attention_backend: str

@@ -95,6 +95,13 @@ OPTIONS: dict[str, list[Option]] = {
             aliases=("--tp-size",),
             check=between(1, 64),
         ),
+        Option(
+            "quantization",
+            str,
+            "auto",
+            "weights in 8 or 4 bits, on a CPU; auto keeps a checkpoint as it was published",
+            choices=("auto", "none", "int8", "int4"),
+        ),
         Option("load_format", str, "auto", "the checkpoint's weights, or random ones", choices=("auto", "dummy")),
         Option(
             "model_impl",
@@ -107,8 +114,8 @@ OPTIONS: dict[str, list[Option]] = {
             "attention_backend",
             str,
             "auto",
-            "how attention is computed; auto is triton on a GPU",
-            choices=("auto", "torch", "triton"),
+            "our own kernels, or plain PyTorch; auto is triton on a GPU, and cpu where the processor has AVX2",
+            choices=("auto", "torch", "triton", "cpu"),
         ),
         Option("enforce_eager", bool, False, "no CUDA graphs: every kernel is launched on its own"),
         Option(

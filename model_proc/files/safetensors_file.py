@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -21,7 +21,7 @@ from model_proc.files.model_files import ModelFilesError
 if TYPE_CHECKING:
     import numpy as np  # not at run time: every start checks files, few write them
 
-ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1}
 MAX_HEADER_BYTES = 100_000_000
 DATA_ALIGNMENT = 64
 
@@ -40,15 +40,18 @@ class TensorSpec:
 
 
 class SafetensorsWriter:
-    """Writes the tensors of `specs` in that order. Wide dtypes must come first: a reader maps them in place."""
+    """Writes the tensors of `specs` in that order. Wide dtypes must come first: a reader maps them in place.
 
-    def __init__(self, path: Path, specs: list[TensorSpec]) -> None:
+    `metadata` is for the reader, whatever it says.
+    """
+
+    def __init__(self, path: Path, specs: list[TensorSpec], metadata: Mapping[str, str] | None = None) -> None:
         widths = [ITEM_BYTES[spec.dtype] for spec in specs]
         if widths != sorted(widths, reverse=True):
             raise ValueError("tensors of wide dtypes must come before those of narrow ones")
         self._file = path.open("wb")
         self._specs = iter(specs)
-        self._file.write(_header(specs))
+        self._file.write(_header(specs, metadata or {}))
 
     def write(self, name: str, chunks: Iterable[np.ndarray], on_written: Callable[[int], None]) -> None:
         """Append tensor `name`, the next of the specs, from C-contiguous `chunks`; tells each chunk's size in bytes."""
@@ -72,8 +75,8 @@ class SafetensorsWriter:
             raise ValueError(f"{spec.name} was never written")
 
 
-def _header(specs: list[TensorSpec]) -> bytes:
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+def _header(specs: list[TensorSpec], metadata: Mapping[str, str]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
     offset = 0
     for spec in specs:
         end = offset + spec.num_bytes

@@ -34,6 +34,22 @@ class Conversion:
     target: TensorSpec
     heads: int
 
+    @property
+    def is_quantized(self) -> bool:
+        return self.source.type not in KEPT_DTYPES
+
+    @property
+    def block_spec(self) -> TensorSpec:
+        """What `block_rows` gives, under the target's name."""
+        return TensorSpec(self.target.name, "U8", self.source.rows.shape)
+
+    def block_rows(self) -> np.ndarray:
+        """The source's bytes, uint8 [rows, bytes of a row], in the target's order of rows."""
+        rows = self.source.rows
+        if self.heads:
+            rows = rotary_halves(rows.reshape(self.source.shape[0], -1), self.heads)
+        return np.ascontiguousarray(rows)
+
     def chunks(self) -> Iterator[np.ndarray]:
         """The target's values in order, some million at a time, as contiguous arrays."""
         rows = self.source.rows

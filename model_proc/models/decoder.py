@@ -21,7 +21,7 @@ class Decoder:
         self.weights = weights
         self.ops = ops
         s = settings
-        device = weights.embedding.device
+        device = weights.norm.device
         table = rope_table(s.rope, s.head_dim, max_model_len, device)
         self._params = [AttentionParams(s.attention_scale, window) for window in s.windows]
         self._transforms = [

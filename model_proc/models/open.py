@@ -12,9 +12,12 @@ from torch import Tensor
 from model_proc.attention import transformers_bridge
 from model_proc.attention.paged import AttentionStep, LayerShape
 from model_proc.files.model_files import ModelFilesError, Progress, read_json_object
+from model_proc.kernels.cpu_library import CpuLibrary
+from model_proc.kernels.cpu_ops import CpuOps
 from model_proc.kernels.ops import Ops
 from model_proc.models.decoder import Decoder
 from model_proc.models.loader import empty_weights, fill_from, fill_randomly
+from model_proc.models.packed import packed_weights
 from model_proc.models.parallel import ParallelOps, share_of
 from model_proc.models.readout import Readout
 from model_proc.models.settings import DecoderSettings, NotNativeError, decoder_settings
@@ -77,6 +80,15 @@ def open_decoder(
     else:
         fill_from(folder, weights, progress)
     return Decoder(settings, weights, ops, max_model_len)
+
+
+def open_packed_decoder(
+    folder: Path, settings: DecoderSettings, dtype: torch.dtype, quantization: str, library: CpuLibrary,
+    max_model_len: int, load_format: str, progress: Progress,
+) -> Decoder:  # fmt: skip
+    """Our decoder on the CPU kernels; `quantization` as in `packed_weights`. With float32, activations stay exact."""
+    weights = packed_weights(folder, settings, dtype, quantization, library, load_format, progress)
+    return Decoder(settings, weights, CpuOps(library, dtype != torch.float32), max_model_len)
 
 
 def open_transformers(folder: Path, dtype: torch.dtype, device: torch.device, progress: Progress) -> TransformersModel:

@@ -1,0 +1,119 @@
+// The C interface of the CPU kernels; model_proc/kernels/cpu_library.py calls it. Pointers are to contiguous arrays.
+//
+// One thread calls at a time: the pool and the scratch memory belong to the library.
+#include <cstdlib>
+#include <memory>
+
+#include "attention.h"
+#include "matmul.h"
+
+namespace {
+
+std::unique_ptr<Pool> pool;
+
+// Memory that grows with the largest step and is never given back.
+template <class Item>
+Item* scratch(std::vector<Item>& memory, int64_t size) {
+    if (static_cast<int64_t>(memory.size()) < size) memory.resize(size);
+    return memory.data();
+}
+
+std::vector<int8_t> codes;
+std::vector<float> scales, sums, values, queries;
+std::vector<int32_t> totals;
+
+constexpr int64_t ROWS_A_PIECE = 4;
+
+// x [rows, columns], normed on the way when there is a norm, as a product wants it.
+Activations prepare(const float* x, int64_t stride, int64_t rows, int64_t columns, const float* norm, float eps,
+                    bool quantize) {
+    const int64_t blocks = columns / BLOCK;
+    Activations result{columns, nullptr, nullptr, nullptr, nullptr, nullptr};
+    float* normed = norm || (!quantize && stride != columns) ? scratch(values, rows * columns) : nullptr;
+    int8_t* to = nullptr;
+    if (quantize) {
+        result.codes = to = scratch(codes, rows * columns);
+        result.scales = scratch(scales, rows * blocks);
+        result.sums = scratch(sums, rows * blocks);
+        result.totals = scratch(totals, rows * blocks);
+    } else {
+        result.values = normed ? normed : x;
+    }
+    const auto one = [&](int64_t row) {
+        const float* from = x + row * stride;
+        if (normed) {
+            float* into = normed + row * columns;
+            float factor = 1.0f;
+            if (norm) {
+                Floats squares{};
+                for (int64_t i = 0; i < columns; i += LANES) squares += load_floats(from + i) * load_floats(from + i);
+                factor = 1.0f / std::sqrt(sum(squares) / static_cast<float>(columns) + eps);
+            }
+            for (int64_t i = 0; i < columns; i += LANES)
+                store(into + i, norm ? load_floats(from + i) * factor * load_floats(norm + i) : load_floats(from + i));
+            from = into;
+        }
+        if (quantize)
+            quantize_row(from, columns, to + row * columns, scales.data() + row * blocks, sums.data() + row * blocks,
+                         totals.data() + row * blocks);
+    };
+    if (rows <= ROWS_A_PIECE)
+        for (int64_t row = 0; row < rows; row++) one(row);
+    else
+        pool->run((rows + ROWS_A_PIECE - 1) / ROWS_A_PIECE, [&](int64_t piece) {
+            for (int64_t row = piece * ROWS_A_PIECE; row < rows && row < (piece + 1) * ROWS_A_PIECE; row++) one(row);
+        });
+    return result;
+}
+
+}  // namespace
+
+extern "C" {
+
+// Threads that the kernels use from now on, the caller's included.
+void quintet_set_threads(int64_t count) { pool = std::make_unique<Pool>(static_cast<int>(count)); }
+
+// out [rows, matrix.rows] (half as many columns when gated) = matrix . norm(x) + bias; x rows lie `stride` apart.
+// With `add`, out += scale * that. Without norm, x is taken as it is.
+void quintet_linear(const Matrix* matrix, const float* x, int64_t stride, int64_t rows, const float* norm, float eps,
+                    int64_t quantize, const float* bias, int64_t gated, int64_t add, float scale, float* out) {
+    const Activations prepared = prepare(x, stride, rows, matrix->columns, norm, eps, quantize != 0);
+    const Target target{out, gated ? matrix->rows / 2 : matrix->rows, bias, add != 0, scale};
+    gated ? product<true>(*pool, *matrix, prepared, rows, target) : product<false>(*pool, *matrix, prepared, rows, target);
+}
+
+// out [count, columns] = factor * the matrix's rows of these indices.
+void quintet_rows(const Matrix* matrix, const int64_t* indices, int64_t count, float factor, float* out) {
+    for (int64_t i = 0; i < count; i++) unpack_row(*matrix, indices[i], factor, out + i * matrix->columns);
+}
+
+// Puts weights [rows, columns] into the order of a Matrix, whose memory is zero before: floats of `bits`, or codes of
+// one byte (unsigned for four bits, signed for eight) with scales and, for four bits, minima [rows, blocks] float16.
+void quintet_pack(int64_t bits, int64_t rows, int64_t columns, const uint8_t* weights, const uint16_t* scales,
+                  const uint16_t* minima, uint8_t* to_codes, uint16_t* to_scales, uint16_t* to_minima) {
+    const Matrix shape{bits, rows, columns, nullptr, nullptr, nullptr};
+    const int64_t blocks = shape.blocks(), row_bytes = columns * (bits == 4 ? 1 : bits / 8);
+    pool->run(shape.tiles(), [&](int64_t tile) {
+        for (int64_t row = tile * LANES; row < rows && row < (tile + 1) * LANES; row++) {
+            pack_row(shape, row, weights + row * row_bytes, to_codes);
+            for (int64_t block = 0; block < blocks && bits <= 8; block++) {
+                const int64_t place = (tile * blocks + block) * LANES + row % LANES;
+                to_scales[place] = scales[row * blocks + block];
+                if (bits == 4) to_minima[place] = minima[row * blocks + block];
+            }
+        }
+    });
+}
+
+// Stores the step's keys and values in the cache and attends: query [T, heads, dim], key and value
+// [T, kv_heads, dim], rows `stride` floats apart -> out [T, heads, dim].
+void quintet_attend(const Layer* layer, const Step* step, const float* query, const float* key, const float* value,
+                    int64_t stride, float* out) {
+    float* turned = scratch(queries, step->num_tokens * layer->heads * layer->dim);
+    const auto attend_in = layer->cache_bytes == 2 ? attend<uint16_t> : attend<float>;
+    attend_in(*pool, *layer, *step, query, key, value, stride, turned, out);
+}
+
+// The version of this interface.
+int64_t quintet_version() { return 1; }
+}
