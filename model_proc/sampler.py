@@ -54,8 +54,12 @@ class Sampler:
     `temperatures` and `uniform_numbers` are what a kernel needs for them.
     """
 
-    def __init__(self, max_num_seqs: int, vocab_size: int, eos_token_ids: list[int], device: torch.device) -> None:
+    def __init__(
+        self, max_num_seqs: int, vocab_size: int, eos_token_ids: list[int], device: torch.device,
+        has_kernels: bool = False,
+    ) -> None:  # fmt: skip
         self._device = device
+        self._has_kernels = has_kernels  # of our own, by Triton
         self._shape = (max_num_seqs, vocab_size)
         self._eos_token_ids = eos_token_ids
         self._in_prompt = torch.zeros(self._shape, dtype=torch.bool, device=device)  # [slots, vocabulary]
@@ -82,11 +86,10 @@ class Sampler:
         )
         if not _has_penalties(admit.sampling):
             return
-        ids = torch.frombuffer(bytearray(admit.token_ids.tobytes()), dtype=torch.int32).long()
-        prompt, output = ids[: admit.output_start].to(self._device), ids[admit.output_start :].to(self._device)
-        self._in_prompt[admit.slot] = False
-        self._in_prompt[admit.slot, prompt] = True
-        self._in_output[admit.slot] = torch.bincount(output, minlength=self._shape[1])
+        ids = np.frombuffer(admit.token_ids.tobytes(), dtype=np.int32)
+        prompt, output = upload((ids[: admit.output_start], ids[admit.output_start :]), self._device)
+        self._in_prompt[slot].zero_().index_fill_(0, prompt, True)
+        self._in_output[slot].zero_().index_add_(0, output, torch.ones_like(output, dtype=torch.int32))
 
     def sample(
         self,
@@ -186,11 +189,15 @@ class Sampler:
         top_k = self._indices(limits).clamp(max=vocab_size)[:, None]
         top_p = self._column([params.top_p for params in sampling])
         min_p = self._column([params.min_p for params in sampling])
+        if self._has_kernels:
+            from model_proc.kernels.truncation_kernel import thresholds
+
+            return thresholds(probs, top_k, top_p, min_p)
         ordered = probs.topk(min(NUM_CANDIDATES, vocab_size), dim=-1).values
         threshold = _rank_threshold(ordered, top_k, top_p, vocab_size)
         if max(limits) <= ordered.shape[1]:
             return torch.maximum(threshold, min_p * ordered[:, :1])
-        # Whether the candidates were enough is a question to the device: the host waits for the answer.
+        # Whether the candidates were enough is a question to the device: where there are kernels, nobody waits for it.
         covered = (top_k == vocab_size) & ((top_p >= 1.0) | (ordered.sum(dim=-1, keepdim=True) >= top_p))
         flat = ~(covered | (top_k <= ordered.shape[1]))[:, 0]
         if bool(flat.any()):

@@ -75,7 +75,9 @@ class TorchRunner:
         self._ranks = loaded.ranks
         eos_token_ids = generation_defaults(Path(files.folder))["eos_token_id"]
         self._reader = PromptReader(self._device)
-        self._sampler = Sampler(config.max_num_seqs, files.vocab_size, eos_token_ids, self._device)
+        self._sampler = Sampler(
+            config.max_num_seqs, files.vocab_size, eos_token_ids, self._device, self._has_kernels
+        )  # fmt: skip
         if self._has_kernels and self._device.type == "cuda":
             self._warm_up()
         return RunnerReady(

@@ -95,8 +95,9 @@ def _decode(
     BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, WINDOW: tl.constexpr,
     HAS_NORM: tl.constexpr, HAS_ROPE: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    part, kv_head = tl.program_id(0), tl.program_id(1)
-    num_kv_heads = tl.num_programs(1)
+    # Programs begin in the order of their parts; the heads of a token lie side by side in the cache.
+    kv_head, part = tl.program_id(0), tl.program_id(1)
+    num_kv_heads = tl.num_programs(0)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
     index = tl.load(part_sequences + part)
@@ -256,7 +257,7 @@ def decode_attention(
     eps = 0.0
     if transform is not None:
         q_norm, k_norm, rope, eps = transform.q_norm, transform.k_norm, transform.rope, transform.eps
-    _decode[num_parts, kv_heads](
+    _decode[kv_heads, num_parts](
         query, key, value, out, key_cache, value_cache, tables, rows.token_rows, rows.slots, rows.contexts,
         rows.part_sequences, rows.part_numbers, rows.part_length, q_norm, k_norm, rope, part_out, part_stats, arrivals,
         params.scale, params.softcap or 0.0, eps, query.stride(0), key.stride(0), value.stride(0), out.stride(0),

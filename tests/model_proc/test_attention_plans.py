@@ -22,7 +22,9 @@ def test_parts_cover_every_cached_token_once(longest: int, batch: int, kv_heads:
     for index, context in enumerate(contexts):
         mine = numbers[sequences == index]
         assert mine.tolist() == list(range(max(1, -(-(int(context) - 1) // length))))
-    assert (np.diff(sequences) >= 0).all(), "the parts of a sequence lie side by side"
+    places = {int(index): np.flatnonzero(sequences == index) for index in range(batch)}
+    assert all(np.ptp(place) == len(place) - 1 for place in places.values()), "a sequence's parts stand side by side"
+    assert (np.diff(contexts[sequences]) <= 0).all(), "the longest first"
 
 
 def test_a_graph_of_any_size_has_room_for_the_parts_of_fewer_sequences() -> None:
