@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 from detok_proc.detokenizer import Detokenizer
 from detok_proc.vocabulary import load_vocabulary
 from ipc.messages import Held, Lost, ModelFiles, StopHit, Tokens, gateway_name
 from ipc.process import Process
+from ipc.spans import DETOKENIZE
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +44,17 @@ class Loop:
             self._handle(self._detokenizer, message)
 
     def _handle(self, detokenizer: Detokenizer, message: Any) -> None:
-        process = self._process
+        process, spans = self._process, self._process.spans
         match message:
             case Tokens():
+                begun = time.monotonic_ns() if spans.on else 0
                 outgoing = detokenizer.handle(message)
                 for gateway, text in outgoing.texts.items():
                     process.peer(gateway_name(gateway)).send(text)
                 if outgoing.stopped:
                     process.peer("scheduler").send(StopHit(outgoing.stopped))
+                if begun:
+                    spans.add(DETOKENIZE, begun, message.time_ns, len(message.rids))
             case Held():  # behind the Tails of what the scheduler holds no more
                 for name in process.names("gateway"):
                     process.peer(name).send(message)

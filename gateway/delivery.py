@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from gateway.request import Job
 from gateway.request_id import name_in_body
 from gateway.sse import EventWriter
 from gateway.streams import Piece, Stream
+from ipc.spans import FORMAT, Spans
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +49,12 @@ async def deliver(
     with engine.submit(job) as stream:
         answer = shape(job, stream)
         if job.stream:
-            return await _stream(request, job, stream, answer)
+            return await _stream(request, stream, answer, engine.observer.spans)
         body = answer.body(await stream.all())
     return json_response(body)
 
 
-async def _stream(request: web.Request, job: Job, stream: Stream, answer: Shape) -> web.StreamResponse:
+async def _stream(request: web.Request, stream: Stream, answer: Shape, spans: Spans) -> web.StreamResponse:
     # The response head waits for the first news: a refusal from inside the ring still gets its own status.
     pieces = await stream.some()
     if stream.failure is not None:
@@ -61,7 +63,10 @@ async def _stream(request: web.Request, job: Job, stream: Stream, answer: Shape)
     await writer.start(stream)
     try:
         while True:
+            begun = time.monotonic_ns() if spans.on else 0
             events = b"".join(map(answer.events, pieces))
+            if begun:
+                spans.add(FORMAT, begun, stream.rids[0], len(events))
             if stream.failure is not None:
                 return await writer.finish(events + answer.failure(stream.failure))
             if stream.finished:
@@ -71,5 +76,5 @@ async def _stream(request: web.Request, job: Job, stream: Stream, answer: Shape)
     except ConnectionError:
         raise
     except Exception:
-        log.exception("request %s failed", job.request_id)
+        log.exception("request %s failed", stream.job.request_id)
         return await writer.finish(answer.failure(ApiError(500, "the request failed inside the server")))

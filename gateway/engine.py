@@ -92,11 +92,11 @@ class Engine:
         self._live.update(zip(rids, stream.sequences, strict=True))
         self._streams.add(stream)
         self._idle.clear()
-        self.observer.submitted(job)
         safety_net = self._spread_safety_net(stream)
         try:
             for generate in job.generates:
                 self._send(generate)
+            self.observer.submitted(job)
             yield stream
         finally:
             if safety_net is not None:
@@ -229,7 +229,7 @@ class Engine:
         unfinished = [rid for rid in stream.rids if self._live.pop(rid, None) is not None]
         if unfinished:
             self._send(Abort(unfinished))
-            self.observer.left(stream)
+        self.observer.closed(stream)
         self._streams.discard(stream)
         if not self._streams:
             self._idle.set()

@@ -25,6 +25,7 @@ from gateway.timings import NS_PER_MS
 from ipc.codec import Map
 
 INTERVAL_S = 0.2
+WATCH_PATIENCE_S = 1.0  # a scheduler without a model has nothing to show
 MAX_WATCHERS = 32
 MAX_REQUESTS = 256  # in a snapshot
 
@@ -102,8 +103,9 @@ class Live:
         scheduler: Map = {}
         if ring.states.get("scheduler") == "ready":
             try:
-                scheduler = await self._engine.watch()
-            except ApiError as error:
+                async with asyncio.timeout(WATCH_PATIENCE_S):
+                    scheduler = await self._engine.watch()
+            except (ApiError, TimeoutError) as error:
                 log.debug("the scheduler shows nothing: %s", error)
         now_ns = time.monotonic_ns()
         figures = collect(ring, self._engine.observer.metrics, self._engine.in_flight())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -13,6 +14,7 @@ from gateway.app import build_app
 from gateway.auth import is_public, load_keys
 from gateway.engine import Engine
 from gateway.errors import ApiError
+from gateway.profiling.session import Profiler, Wanted
 from gateway.ring import RingView
 from gateway.schemas import MAX_TIMEOUT_MS
 from gateway.server import Port
@@ -29,15 +31,22 @@ from ipc.messages import (
     Report,
     RingState,
     Shutdown,
+    SpanChunk,
+    StartProfile,
+    StepLimit,
+    StopProfile,
     Text,
     first_rid,
+    number_of,
 )
 from ipc.process import FatalError, Process
 from ipc.sockets import AsyncInbox
+from ipc.spans import TEXT
 
 MAX_BODY_MIB = 48  # a prompt travels in one message of the ring, and that may have 64 MiB
 STATS_INTERVAL_S = 0.2
 TICK_S = 1.0  # well below the least --execute-timeout
+PROFILE_GRACE_S = 4.0  # for a profile that is running when the server ends
 CUT_GRACE_S = 2.0  # for the last words of requests that are cut
 
 log = logging.getLogger(__name__)
@@ -63,6 +72,9 @@ class Gateway:
             process.run_of("tokenizer"),
         )
         self._next_stats = 0.0
+        self._profile_file: str = process.config.profile
+        self._engine.observer.spans = process.spans
+        self._profiler = Profiler(process, self._ring, self._engine.observer, process.config.profile_dir)
         self._stopped = asyncio.Event()
         self._drain: asyncio.Task[None] | None = None
 
@@ -76,7 +88,7 @@ class Gateway:
                 " 0 is no limit"
             )
         keys = load_keys(config.api_key, config.api_key_file)
-        port = Port(build_app(self._engine, self._ring, config, keys))
+        port = Port(build_app(self._engine, self._ring, config, keys, self._profiler))
         url = await port.open(config.host, config.port, server_context(config.ssl_certfile, config.ssl_keyfile))
         if is_public(config.host) and not keys:
             log.warning(
@@ -116,9 +128,13 @@ class Gateway:
             self._next_stats = now + STATS_INTERVAL_S
 
     def _handle(self, message: Any) -> None:
+        spans = self._process.spans
         match message:
             case Text():
+                begun = time.monotonic_ns() if spans.on else 0
                 self._engine.on_text(message)
+                if begun:
+                    spans.add(TEXT, begun, message.time_ns, len(message.rids))
             case Lost():
                 self._engine.on_lost(message)
             case Held():
@@ -129,8 +145,17 @@ class Gateway:
                 self._ring.update(message)
                 if self._ring.obstacle() is None:
                     self._process.peer("supervisor").send(message)
+                    self._profile_from_the_start()
             case ModelFiles() | Loading() | Beat():
                 self._ring.update(message)
+            case StartProfile():
+                self._profiler.on_start(message)
+            case StopProfile():
+                self._profiler.on_stop(message)
+            case SpanChunk():
+                self._profiler.on_chunk(message)
+            case StepLimit():
+                self._profiler.on_step_limit()
             case Drain(timeout_s=timeout_s):
                 self._start_drain(timeout_s)
             case Shutdown():
@@ -138,6 +163,14 @@ class Gateway:
                 self._stopped.set()
             case _:
                 log.warning("a %s is not for the gateway", type(message).__name__)
+
+    def _profile_from_the_start(self) -> None:
+        """What `--profile` asks for, once everybody is ready; one gateway sees to it."""
+        file, self._profile_file = self._profile_file, ""
+        if file and number_of(self._process.name) == 0:
+            starting = self._profiler.start(Wanted(file=Path(file).resolve()))
+            self._profile_start = asyncio.get_running_loop().create_task(starting)
+            self._profile_start.add_done_callback(_say_why_not)
 
     def _start_drain(self, timeout_s: float) -> None:
         """Take no new requests; a later Drain replaces an earlier one's deadline."""
@@ -151,6 +184,7 @@ class Gateway:
         if not await self._idle_within(timeout_s):
             aborted = self._engine.fail_all(ApiError(503, "the server is shutting down"))
             await self._idle_within(CUT_GRACE_S)
+        await self._profiler.close(PROFILE_GRACE_S)
         self._process.peer("supervisor").send(Drained(self._process.name, aborted))
 
     async def _idle_within(self, timeout_s: float) -> bool:
@@ -160,3 +194,8 @@ class Gateway:
         except TimeoutError:
             return False
         return True
+
+
+def _say_why_not(starting: asyncio.Task[Any]) -> None:
+    if not starting.cancelled() and (error := starting.exception()) is not None:
+        log.error("--profile: %s", error)

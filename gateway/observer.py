@@ -11,6 +11,7 @@ from gateway.request import Job
 from gateway.streams import Sequence, Stream
 from gateway.timings import NS_PER_MS
 from ipc.messages import REASON_NAMES, Tail
+from ipc.spans import READ, Spans
 
 REMEMBERED = 128  # sequences that have ended
 
@@ -19,12 +20,18 @@ class Observer:
     """The engine tells it what happens; it never waits, and changes nothing."""
 
     def __init__(self) -> None:
+        self.spans = Spans()  # the process's own, once there is one
+        self._over: dict[int, tuple[Sequence, Tail, int]] = {}  # while recording: by rid, and when their end came
+        self._recorded: list[list[Any]] = []  # sequences whose responses are sent: the fields of `Recorded`
         self.metrics = RequestMetrics()
         self.num_ended = 0  # sequences, of all times
         self._ended: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
 
     def submitted(self, job: Job) -> None:
-        """A request goes into the ring."""
+        """A request has gone into the ring."""
+        if self.spans.on:
+            for generate in job.generates:
+                self.spans.add(READ, generate.received_ns, generate.rid, generate.n)
         self.metrics.asked(job.n, job.generates[0].sampling.max_tokens)
 
     def text(self, sequences: list[Sequence], time_ns: int) -> None:
@@ -35,12 +42,25 @@ class Observer:
         """A sequence has come to its end."""
         self.metrics.end(sequence, tail)
         self._remember(sequence, REASON_NAMES[tail.reason], tail)
+        if self.spans.on:
+            self._over[tail.rid] = (sequence, tail, time.monotonic_ns())
 
-    def left(self, stream: Stream) -> None:
+    def closed(self, stream: Stream) -> None:
         """A request is over for its client; those of its sequences that go on are aborted."""
         for sequence in stream.sequences:
             if not sequence.over:
                 self._remember(sequence, "left", None)
+        if self.spans.on:
+            now = time.monotonic_ns()
+            for rid in stream.rids:
+                if (end := self._over.pop(rid, None)) is not None:
+                    self._recorded.append(_recorded(*end, now))
+
+    def record(self, on: bool) -> list[list[Any]]:
+        """Begin or end to keep the ways of sequences, for a profile. What was kept until now."""
+        recorded, self._recorded = self._recorded, []
+        self._over.clear()
+        return recorded if not on else []
 
     def ended_since(self, number: int) -> list[dict[str, Any]]:
         """The sequences that ended behind the first `number` of all, as far as they are remembered."""
@@ -78,6 +98,18 @@ class Observer:
                 "batch_size": round(tail.batch_size, 2),
             }
         self._ended.append(entry)
+
+
+def _recorded(sequence: Sequence, tail: Tail, delivered_ns: int, sent_ns: int) -> list[Any]:
+    """The fields of `gateway.profiling.parts.Recorded`, in their order."""
+    head, job = sequence.head, sequence.job
+    generate = job.generates[sequence.index // job.n]
+    return [
+        tail.rid, generate.rid, job.request_id, REASON_NAMES[tail.reason], head.prompt_tokens if head else 0,
+        tail.completion_tokens, tail.first_step, job.received_ns, head.tokenized_ns if head else 0,
+        head.queued_ns if head else 0, head.scheduled_ns if head else 0, tail.started_ns, tail.first_token_ns,
+        tail.finished_ns, delivered_ns, sent_ns,
+    ]  # fmt: skip
 
 
 def _ms(time_ns: int) -> float | None:

@@ -16,6 +16,8 @@ from gateway.dialects import responses_schemas, sglang_schemas
 from gateway.dialects.anthropic_schemas import MessagesRequest, PromptRequest
 from gateway.json_response import json_response
 from gateway.parameters import UNSUPPORTED_CHAT, UNSUPPORTED_COMPLETION, UNSUPPORTED_TOKENIZE
+from gateway.profiling import routes as profiling
+from gateway.profiling.routes import ProfileRequest
 from gateway.schema import Schema
 from gateway.schemas import (
     ChatRequest,
@@ -38,8 +40,10 @@ BODIES: dict[str, tuple[tuple[type[Schema], ...], Unsupported]] = {
     "/generate": ((sglang_schemas.GenerateBody,), sglang_schemas.UNSUPPORTED),
     "/tokenize": ((TokenizeTextRequest, TokenizeChatRequest), UNSUPPORTED_TOKENIZE),
     "/detokenize": ((DetokenizeRequest,), {}),
+    "/start_profile": ((ProfileRequest,), profiling.UNSUPPORTED),
 }
 STREAMS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/generate")
+EMPTY_BODIES = ("/start_profile",)  # whose body may be missing
 NO_CONTENT = ("/health", "/ping")
 REF = "#/components/schemas/{model}"
 
@@ -137,7 +141,10 @@ def _operation(path: str, route: web.AbstractRoute, refs: dict[Any, dict[str, An
     if path in BODIES and route.method != hdrs.METH_GET:
         models, _ = BODIES[path]
         schema = refs[models[0]] if len(models) == 1 else {"anyOf": [refs[model] for model in models]}
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+        operation["requestBody"] = {
+            "required": path not in EMPTY_BODIES,
+            "content": {"application/json": {"schema": schema}},
+        }
     return operation
 
 

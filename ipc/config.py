@@ -35,6 +35,8 @@ class GatewayConfig:
     reasoning_parser: str
     enable_metrics: bool
     vllm_metrics: bool
+    profile: str
+    profile_dir: str
 
 
 @dataclass(frozen=True, slots=True)

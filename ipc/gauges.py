@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ipc.spans import GC, Spans
+
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -25,7 +27,8 @@ class Gauges:
     idle_s           how long ago it made progress last, to the accuracy of a beat
     """
 
-    def __init__(self) -> None:
+    def __init__(self, spans: Spans) -> None:
+        self._spans = spans
         self._started_ns = time.monotonic_ns()
         self._statm = Path("/proc/self/statm")
         main = threading.main_thread().ident
@@ -70,6 +73,8 @@ class Gauges:
         if phase == "start":
             self._gc_begun_ns = now
             return
+        if self._spans.on:
+            self._spans.put(GC, self._gc_begun_ns, now, info["generation"])
         pause = now - self._gc_begun_ns
         self._gc_pauses += 1
         self._gc_pause_ns += pause

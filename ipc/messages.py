@@ -496,6 +496,53 @@ class Shutdown:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Profiling
+
+
+@message(43)
+@dataclass(slots=True)
+class StartProfile:
+    """gateway -> any process: record spans from now on."""
+
+    reply_to: str  # the gateway that asks
+    record: bool  # False only tells another gateway that a profile runs
+    steps: int  # the scheduler says StepLimit after so many; 0 is never
+    torch: bool  # the model's process runs the torch profiler as well
+    stacks: bool  # with Python stacks
+    shapes: bool  # with the shapes of tensors
+
+
+@message(44)
+@dataclass(slots=True)
+class StopProfile:
+    """gateway -> any process: record no more, and send what there is."""
+
+    reply_to: str
+
+
+@message(45)
+@dataclass(slots=True)
+class SpanChunk:
+    """any process -> gateway: a part of what was recorded, one row a span (`ipc.spans`), and of what comes with it."""
+
+    process: str
+    kinds: Ints
+    begins: Longs
+    ends: Longs
+    ids: Longs
+    args: Longs
+    detail: bytes  # a part of one JSON document: the model's torch events, a gateway's requests; b"" without one
+    dropped: int  # older spans that there was no room for
+    last: bool
+
+
+@message(46)
+@dataclass(slots=True)
+class StepLimit:
+    """scheduler -> gateway: as many steps were planned as the profile should have."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Recovery: what happens when a process dies. docs/architecture.md, "A process dies", has the rules.
 
 

@@ -202,6 +202,8 @@ OPTIONS: dict[str, list[Option]] = {
         ),
         Option("enable_metrics", bool, True, "answer GET /metrics with the figures of all processes"),
         Option("vllm_metrics", bool, True, "show the metrics under vLLM's names as well"),
+        Option("profile", str, "", "file that gets a timeline of all processes, from the server's start to its end"),
+        Option("profile_dir", str, "profiles", "folder for the timelines of /start_profile"),
         Option("tokenizer_threads", int, 2, "threads for chat templates and tokenizing", check=at_least(1)),
         Option("log_level", str, "info", "how much the processes say", choices=("debug", "info", "warning", "error")),
     ],

@@ -24,11 +24,13 @@ import zmq
 from ipc import log as process_log
 from ipc.config import RingConfig, section
 from ipc.gauges import Gauges
-from ipc.messages import Beat, Fatal, Lost, Ready, Shutdown, room_of
+from ipc.messages import Beat, Fatal, Lost, Ready, Shutdown, StartProfile, StopProfile, room_of
+from ipc.profiling import Profiled
 from ipc.sockets import Inbox, Outbox
 
 BEAT_INTERVAL_S = 0.4
 EXIT_FATAL = 2
+CONTROL = (Shutdown, StartProfile, StopProfile)  # what this harness takes care of
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,8 @@ class Process:
         self.working = True  # not merely waiting for messages
         self.stats: dict[str, Any] = {}  # replaced as a whole by the main loop, read by the beat thread
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.profiled = Profiled(name, self.outbox)
+        self.spans = self.profiled.spans
         self._outboxes: list[Outbox] = []
         self._peers: dict[str, Outbox] = {}
         self.inbox = Inbox(self._context, ring.run_dir, name, ring.epoch, ring.runs, self._on_lost)
@@ -81,7 +85,7 @@ class Process:
         self.peer("supervisor").send(Ready(self.name, info))
 
     def receive(self, timeout_s: float | None = None, working: bool = False) -> list[Any]:
-        """Messages from the inbox, less the Shutdown that ends the loop. Waits for ever unless told otherwise.
+        """Messages from the inbox, less those of CONTROL. Waits for ever unless told otherwise.
 
         `working` says that something is under way meanwhile, so that this is more than a wait.
         """
@@ -89,15 +93,27 @@ class Process:
         messages = self.inbox.receive(timeout_s)
         self.working = True
         self.progress += len(messages)
-        if any(type(message) is Shutdown for message in messages):
-            self.running = False
-            messages = [message for message in messages if type(message) is not Shutdown]
+        if any(type(message) in CONTROL for message in messages):
+            for message in messages:
+                self._obey(message)
+            messages = [message for message in messages if type(message) not in CONTROL]
+        if self.spans.limit_reached:
+            self.profiled.tell_limit()
         return messages
+
+    def _obey(self, message: Any) -> None:
+        match message:
+            case Shutdown():
+                self.running = False
+            case StartProfile():
+                self.profiled.start(message)
+            case StopProfile():
+                self.profiled.stop(message)
 
     def beat_forever(self, stop: threading.Event) -> None:
         """Send life signs until told to stop; runs in a side thread, so a long step does not silence them."""
         supervisor = self.outbox("supervisor")
-        gauges = Gauges()
+        gauges = Gauges(self.spans)
         while not stop.wait(BEAT_INTERVAL_S):
             figures = gauges.read(self.progress) | self._traffic()
             supervisor.send(Beat(self.name, self.progress, self.stats | {"process": figures}, self.working))

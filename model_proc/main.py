@@ -11,6 +11,7 @@ from typing import Any
 
 from ipc.messages import Loading, Lost, Plan, RunnerReady, number_of
 from ipc.process import FatalError, Process
+from ipc.spans import COLLECT, LAUNCH, STEP
 from model_proc.describe import describe
 from model_proc.files.checkpoint import default_cache_dir, resolve
 from model_proc.files.model_files import ModelFilesError
@@ -55,6 +56,7 @@ def execute(
     """
     scheduler = process.peer("scheduler")
     answers = number_of(process.name) == 0
+    spans = process.spans
     plans: deque[Plan] = deque()
     times = StepTimes()
     next_stats_ns = 0
@@ -69,12 +71,20 @@ def execute(
                         scheduler.send(ready)
             plans.extend(message for message in messages if type(message) is Plan)
         if plans:
-            runner.launch(plans.popleft())
+            plan = plans.popleft()
+            begun = time.monotonic_ns() if spans.on else 0
+            runner.launch(plan)
             process.progress += 1
+            if begun:
+                spans.add(LAUNCH, begun, plan.step, len(plan.slots))
         while runner.in_flight and runner.is_done():
+            begun = time.monotonic_ns() if spans.on else 0
             result = runner.collect()
             if answers:
                 scheduler.send(result)
+            if begun:
+                spans.put(STEP, result.started_ns, result.finished_ns, result.step, len(result.slots))
+                spans.add(COLLECT, begun, result.step)
             times.add(result)
             process.progress += 1
         if not runner.in_flight or clock() >= next_stats_ns:
@@ -125,8 +135,10 @@ def open_runner(process: Process) -> Runner:
     # The others go on with the tokenizer while this import takes its seconds.
     loading("import torch", 0, 0)
     from model_proc.ranks import Seat
+    from model_proc.torch_profile import TorchProfile
     from model_proc.torch_runner import TorchRunner
 
+    process.profiled.detail = TorchProfile(process.name)
     return TorchRunner(
         config, files, loading, Seat(rank, size, Path(process.ring.run_dir) / f"ranks.{process.run_of('model')}")
     )

@@ -15,6 +15,7 @@ from ipc.messages import (
     Held,
     Inspect,
     Lost,
+    Plan,
     Report,
     Result,
     RunnerReady,
@@ -28,6 +29,7 @@ from ipc.messages import (
     room_of,
 )
 from ipc.process import FatalError, Process
+from ipc.spans import ADMIT, PLAN, RESULT, SEND, SUBMIT
 from scheduler_proc import losses
 from scheduler_proc.live import live_view
 from scheduler_proc.policies import PolicyError
@@ -72,6 +74,7 @@ class Loop:
         self._process = process
         self._scheduler: Scheduler | None = None
         self._step_log = step_log
+        self._runs = 0  # of the runner: each has a scheduler of its own, which counts from 0
         self._next_stats_ns = 0
 
     def run(self) -> None:
@@ -91,25 +94,32 @@ class Loop:
     def _take_over(self, runner: RunnerReady) -> None:
         """There is a runner, with nothing in it."""
         self._scheduler = scheduler = make_scheduler(runner, self._process.config)
+        self._runs += 1
         self._publish_stats(scheduler, time.monotonic_ns())
         self._process.ready(num_blocks=runner.num_blocks, block_size=runner.block_size)
 
     def _step(self, scheduler: Scheduler) -> None:
-        process = self._process
+        process, spans = self._process, self._process.spans
         ranks = [process.peer(model_name(rank)) for rank in range(process.config.tensor_parallel_size)]
         scheduler.expire(time.monotonic_ns())
-        while (plan := scheduler.plan(time.monotonic_ns())) is not None:
+        while (plan := scheduler.plan(begun := time.monotonic_ns())) is not None:
             for rank in ranks:
                 rank.send(plan)
             process.progress += 1
+            if spans.on:
+                self._record_plan(plan, begun)
         self._send_out(scheduler)
         self._publish_stats(scheduler, time.monotonic_ns())
 
     def _send_out(self, scheduler: Scheduler) -> None:
         """What goes to the detokenizer, and what goes to the log."""
+        spans = self._process.spans
         detokenizer = self._process.peer("detokenizer")
         for tokens in scheduler.outgoing:
+            begun = time.monotonic_ns() if spans.on else 0
             detokenizer.send(tokens)
+            if begun:
+                spans.add(SEND, begun, tokens.time_ns, len(tokens.rids))
         scheduler.outgoing.clear()
         for transition in scheduler.log.entries:
             log.info("%s", transition)
@@ -133,15 +143,20 @@ class Loop:
 
     def _handle(self, scheduler: Scheduler, message: Any, now: int) -> None:
         """Pass one message of the ring on to the scheduler."""
+        spans = self._process.spans
         match message:
             case Result():
                 scheduler.result(message, now)
+                if spans.on:
+                    spans.add(RESULT, now, message.step, len(message.slots))
                 if self._step_log and scheduler.last_step:
                     waiting, running = len(scheduler.waiting), len(scheduler.residents.sequences)
                     self._step_log.add(scheduler.last_step, message, waiting, running)
             case Submit(rid=rid):
                 if not self._is_orphan(rid):
                     scheduler.submit(message, now)
+                if spans.on:
+                    spans.add(SUBMIT, now, rid, len(message.token_ids))
             case Abort(rids=rids):
                 scheduler.abort(rids, now)
             case StopHit(rids=rids):
@@ -157,13 +172,20 @@ class Loop:
         """Whether the run of the gateway that asked for this is over."""
         return epoch_of(rid) != self._process.run_of(gateway_name(gateway_of(rid))) & EPOCH_MASK
 
+    def _record_plan(self, plan: Plan, begun: int) -> None:
+        spans = self._process.spans
+        for admit in plan.admit:
+            spans.put(ADMIT, begun, begun, admit.rid, plan.step)
+        spans.add(PLAN, begun, plan.step, sum(plan.num_tokens))
+        spans.step_planned()
+
     def _report(self, rid: int, body: dict[str, Any]) -> None:
         self._process.peer(gateway_name(gateway_of(rid))).send(Report(rid, body))
 
     def _publish_stats(self, scheduler: Scheduler, now: int) -> None:
         """Often enough for a dashboard, and always before a wait that may be long."""
         if now >= self._next_stats_ns or not scheduler.planner.in_flight:
-            self._process.stats = scheduler.stats()
+            self._process.stats = scheduler.stats() | {"runs": self._runs}
             self._next_stats_ns = now + STATS_INTERVAL_NS
 
     def _seconds_to_deadline(self) -> float | None:

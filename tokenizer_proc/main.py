@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from typing import Any
 
-from ipc.messages import ModelFiles
+from ipc.messages import Generate, ModelFiles
 from ipc.process import Process
+from ipc.spans import TOKENIZE, Spans
 from tokenizer_proc.encoder import load_encoder
 from tokenizer_proc.model_folder import load_template
-from tokenizer_proc.pool import Pool
-from tokenizer_proc.preparer import Preparer
+from tokenizer_proc.pool import Pool, thread_number
+from tokenizer_proc.preparer import Answer, Preparer, Question
 from tokenizer_proc.router import Router
 
 
@@ -24,8 +27,9 @@ def serve(process: Process) -> None:
         return
     template = load_template(files, process.config.chat_template)
     preparer = Preparer(load_encoder(files), template, files.max_model_len, files.vocab_size)
-    pool = Pool(process.config.tokenizer_threads, preparer.answer, process.outbox(process.name))
-    router = Router(preparer.answer, pool.ask, lambda name, message: process.peer(name).send(message))
+    answer = recorded(preparer.answer, process.spans)
+    pool = Pool(process.config.tokenizer_threads, answer, process.outbox(process.name))
+    router = Router(answer, pool.ask, lambda name, message: process.peer(name).send(message))
     process.ready()
     try:
         for message in early:
@@ -36,6 +40,19 @@ def serve(process: Process) -> None:
             process.stats = router.stats()
     finally:
         pool.close()
+
+
+def recorded(answer: Callable[[Question], Answer], spans: Spans) -> Callable[[Question], Answer]:
+    """The same, with a span for each request while somebody profiles."""
+
+    def answer_and_record(question: Question) -> Answer:
+        begun = time.monotonic_ns() if spans.on and type(question) is Generate else 0
+        found = answer(question)
+        if begun:
+            spans.add(TOKENIZE, begun, question.rid, thread_number())
+        return found
+
+    return answer_and_record
 
 
 def wait_for_model(process: Process, early: list[Any]) -> ModelFiles | None:

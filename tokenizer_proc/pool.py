@@ -14,6 +14,11 @@ from typing import Any
 from ipc.sockets import Outbox
 
 
+def thread_number() -> int:
+    """Which thread of the pool this is, from 1 on; 0 for any other thread."""
+    return int(threading.current_thread().name.partition("tokenizer-")[2] or 0)
+
+
 class Pool:
     """A few threads that answer questions in the order in which they are free to."""
 
@@ -24,7 +29,7 @@ class Pool:
         self._num_threads = num_threads
         self._inbox: Outbox | None = inbox
         self._lock = threading.Lock()  # a socket is used by one thread at a time
-        for number in range(num_threads):
+        for number in range(1, num_threads + 1):
             threading.Thread(target=self._work, name=f"tokenizer-{number}", daemon=True).start()
 
     def ask(self, question: Any) -> None:

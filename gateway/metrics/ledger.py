@@ -81,5 +81,5 @@ def _add_lists(one: list[Any], other: list[Any]) -> list[Any]:
 
 
 def _birth(figures: Mapping[str, Any]) -> Any:
-    """What tells a process from its successor."""
-    return figures.get("process", {}).get("started_ns")
+    """What tells a process from its successor, and a scheduler from the next one in the same process."""
+    return figures.get("process", {}).get("started_ns"), figures.get("runs")

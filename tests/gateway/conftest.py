@@ -40,7 +40,8 @@ def config() -> GatewayConfig:
 @pytest_asyncio.fixture
 async def port(ring: ScriptedRing, config: GatewayConfig) -> Port:
     """The port of a gateway on that ring, still to be opened."""
-    return Port(build_app(ring.engine, ring.view, config, load_keys(config.api_key, config.api_key_file)))
+    keys = load_keys(config.api_key, config.api_key_file)
+    return Port(build_app(ring.engine, ring.view, config, keys, ring.profiler))
 
 
 @pytest_asyncio.fixture

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from array import array
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from gateway.engine import Engine
 from gateway.parsers import reasoning
 from gateway.parsers.reader import TOOL_PARSERS
+from gateway.profiling.session import Profiler
 from gateway.ring import RingView
 from gateway.templates import WORD
 from ipc.codec import decode, encode
@@ -36,6 +38,7 @@ from ipc.messages import (
     Tokenize,
     Watch,
 )
+from ipc.profiling import Profiled
 
 NAMES = ("gateway", "tokenizer", "scheduler", "model", "detokenizer")
 MODEL = ModelFiles(
@@ -58,6 +61,8 @@ CONFIG = GatewayConfig(
     reasoning_parser="auto",
     enable_metrics=True,
     vllm_metrics=True,
+    profile="",
+    profile_dir="profiles",
 )
 MARKS = frozenset((*reasoning.MARKS, *(mark for parser in TOOL_PARSERS.values() for mark in parser.marks)))
 PROBE_ID = 1 << 20
@@ -97,6 +102,12 @@ class ScriptedRing:
         self.view.update(MODEL)
         self.set_states()
         self._news = asyncio.Event()
+        profiled = Profiled("gateway", self._way_to)
+        stub: Any = SimpleNamespace(name="gateway", profiled=profiled, spans=profiled.spans, peer=self._way_to)
+        self.profiler = Profiler(stub, self.view, self.engine.observer, CONFIG.profile_dir)
+
+    def _way_to(self, name: str) -> Any:
+        return SimpleNamespace(send=self.sent.append)
 
     def set_states(self, **states: str) -> None:
         """Every process is ready but for those named."""

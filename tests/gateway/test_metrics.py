@@ -229,6 +229,9 @@ def test_counts_go_on_when_a_process_is_started_again() -> None:
     assert ledger.counted("scheduler")["tally"] == {"ends": {"stop": 3}}
     ledger.update(Beat("scheduler", 1, {"steps": 4, "tally": {"ends": {"stop": 1}}, "process": {"started_ns": 3}}))
     assert ledger.counted("scheduler")["steps"] == 12
+    # A scheduler that begins anew in the same process, because the model did.
+    ledger.update(Beat("scheduler", 1, {"steps": 2, "runs": 2, "process": {"started_ns": 3}}))
+    assert ledger.counted("scheduler")["steps"] == 14
 
 
 async def test_gateways_answer_for_each_other(ring: ScriptedRing) -> None:

@@ -8,10 +8,11 @@ import time
 
 from ipc.gauges import Gauges
 from ipc.histogram import Histogram
+from ipc.spans import Spans
 
 
 def test_a_process_knows_its_time_memory_and_collections() -> None:
-    gauges = Gauges()
+    gauges = Gauges(Spans())
     try:
         first = gauges.read(1)
         assert first["pid"] == os.getpid()

@@ -10,6 +10,7 @@ from ipc.codec import Ids
 from ipc.config import ModelConfig, section
 from ipc.messages import Admit, Lost, Plan, Result, RunnerReady, Sampling
 from ipc.options import complete
+from ipc.spans import Spans
 from model_proc.main import NAP_NS, POLL_NS, SLACK_NS, execute
 from model_proc.mock import MockRunner, describe_mock
 
@@ -30,6 +31,7 @@ class World:
         self.name = "model"
         self.now = 0
         self.progress = 0
+        self.spans = Spans()
         self.running = True
         self.sent: list[tuple[int, Any]] = []  # when, what
         self.waits: list[float | None] = []  # of `receive`, seconds

@@ -1,0 +1,1 @@
+"""Profiles of the whole ring: one timeline over all processes, for Perfetto."""
