@@ -111,7 +111,7 @@ def test_a_real_model_shows_what_torch_does(real_server: Server) -> None:
     finally:
         path.unlink()
     launches = [(span.begin, span.end) for span in trace.spans if span.name == "launch"]
-    matmuls = [span for span in trace.device if span.name in ("aten::mm", "aten::linear")]
-    assert matmuls
+    operators = [span for span in trace.device if span.name.startswith("aten::")]
+    assert len(operators) > 100
     slack = 500  # microseconds: between the two clocks
-    assert all(any(begin - slack <= span.begin <= end + slack for begin, end in launches) for span in matmuls)
+    assert all(any(begin - slack <= span.begin <= end + slack for begin, end in launches) for span in operators)
