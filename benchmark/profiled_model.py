@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from ipc.config import ModelConfig
-from ipc.messages import Plan, Result, RunnerReady
+from ipc.messages import Plan, Prepare, Prepared, Result, RunnerReady
 from ipc.process import Process, run
 from model_proc.main import execute, open_runner
 
@@ -66,6 +67,9 @@ class ProfiledRunner:
 
     def reset(self) -> None:
         self._runner.reset()
+
+    def prepare(self, message: Prepare, answer: Callable[[Prepared], None]) -> None:
+        self._runner.prepare(message, answer)
 
     def _write(self) -> None:
         rows = [

@@ -26,12 +26,17 @@ _UNICODE_CLASS = re.compile(r"\\[pP]\{[^}]*\}")
 _NAMED_GROUP = re.compile(r"\(\?<(?![=!])")
 
 
-def check_schema(schema: dict[str, Any], where: str) -> None:
-    """Raise ApiError 400, which names the part at fault behind `where`, unless `schema` is one for an object."""
-    if len(orjson.dumps(schema)) > MAX_SCHEMA_BYTES:
-        refuse(f"{where}: the schema is larger than {MAX_SCHEMA_BYTES >> 10} KiB", where)
+def check_parameters(schema: dict[str, Any], where: str) -> None:
+    """As `check_schema`, for the arguments of a function, which are an object."""
     if schema.get("type", "object") != "object":
         refuse(f"{where}.type: the arguments of a function are an object", f"{where}.type")
+    check_schema(schema, where)
+
+
+def check_schema(schema: dict[str, Any], where: str) -> None:
+    """Raise ApiError 400, which names the part at fault behind `where`, unless `schema` is one."""
+    if len(orjson.dumps(schema)) > MAX_SCHEMA_BYTES:
+        refuse(f"{where}: the schema is larger than {MAX_SCHEMA_BYTES >> 10} KiB", where)
     left: list[tuple[Any, str, int]] = [(schema, where, 1)]
     while left:
         current, path, depth = left.pop()

@@ -13,13 +13,9 @@ from gateway.errors import SHOWN_NAME_CHARS, refuse, shorten
 
 # Parameter -> the values, beside null, that ask for nothing.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "allowed_token_ids": (),
-    "bad_words": ([],),
     "length_penalty": (1, 1.0),
     "prompt_logprobs": (),
-    "response_format": ({"type": "text"},),
     "session_id": (),
-    "structured_outputs": (),
     "use_beam_search": (False,),
 }
 UNSUPPORTED_CHAT: dict[str, tuple[Any, ...]] = _UNSUPPORTED | {
@@ -35,6 +31,16 @@ UNSUPPORTED_TOKENIZE: dict[str, tuple[Any, ...]] = {
     "return_token_strs": (False,),
 }
 
+# Names that other servers had once -> what to do instead.
+_GONE = {
+    "guided_choice": "use structured_outputs.choice",
+    "guided_decoding_backend": "leave it out: there is one backend",
+    "guided_grammar": "use structured_outputs.grammar",
+    "guided_json": "use structured_outputs.json",
+    "guided_regex": "use structured_outputs.regex",
+    "guided_whitespace_pattern": "leave it out: JSON has at most one space in each place",
+}
+
 
 def supplied(
     body: Mapping[str, Any], supported: Container[str], unsupported: Mapping[str, tuple[Any, ...]]
@@ -48,6 +54,9 @@ def supplied(
         if name in supported:
             if value is not None:
                 kept[name] = value
+        elif name in _GONE:
+            if value is not None:
+                refuse(f"{name}: this parameter is no longer one; {_GONE[name]}", name)
         elif name not in unsupported:
             refuse(f"Unrecognized request argument supplied: {shorten(name, SHOWN_NAME_CHARS)}", name)
         elif value is not None and not _is_one_of(value, unsupported[name]):

@@ -24,6 +24,7 @@ from gateway.schemas import (
     GenerationRequest,
     parse,
 )
+from gateway.structure import grammar_of
 from gateway.tenant import tenant_of
 from gateway.tool_schemas import Tool, check_tool_choice, check_tools
 from ipc.codec import INT64_MAX, Ids
@@ -164,6 +165,9 @@ def _job(
         refuse("rid: is another name of request_id, and they differ", "rid")
     request_id = request.request_id or request.rid or envelope.request_id
     sampling = _sampling(request, ring.admit(), max_tokens, logprobs)
+    grammar = grammar_of(request.response_format, request.structured_outputs)
+    if grammar and request.allowed_token_ids is not None:
+        refuse("allowed_token_ids: the output follows a grammar already, which allows other ids", "allowed_token_ids")
     output = Output(
         stop=request.stop,
         include_stop=request.include_stop_str_in_output,
@@ -189,6 +193,8 @@ def _job(
             received_ns=now,
             tenant=tenant,
             deadline_ns=deadline,
+            grammar=grammar,
+            bad_words=request.bad_words,
         )
         for prompt in prompts
     ]
@@ -247,11 +253,12 @@ def _sampling(request: GenerationRequest, model: ModelFiles, max_tokens: int, lo
         frequency_penalty=request.frequency_penalty,
         bias_ids=array("i", bias.keys()),
         bias_values=list(bias.values()),
+        allowed_ids=_checked_ids(request.allowed_token_ids or [], model, "allowed_token_ids"),
         seed=_seed(request),
         logprobs=logprobs,
         max_tokens=max_tokens,
         min_tokens=request.min_tokens,
-        stop_token_ids=_stop_token_ids(request.stop_token_ids, model),
+        stop_token_ids=_checked_ids(request.stop_token_ids, model, "stop_token_ids"),
         ignore_eos=request.ignore_eos,
     )
 
@@ -277,10 +284,10 @@ def _bias(logit_bias: dict[str, float], model: ModelFiles) -> dict[int, float]:
     return bias
 
 
-def _stop_token_ids(token_ids: list[int], model: ModelFiles) -> Ids:
+def _checked_ids(token_ids: list[int], model: ModelFiles, name: str) -> Ids:
     for index, token_id in enumerate(token_ids):
         if token_id >= model.vocab_size:
-            where = f"stop_token_ids[{index}]"
+            where = f"{name}[{index}]"
             refuse(f"{where}: the token id must be below {model.vocab_size}, the size of the vocabulary", where)
     return array("i", token_ids)
 

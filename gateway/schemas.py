@@ -23,6 +23,7 @@ from gateway.body import Path, field_path
 from gateway.errors import ApiError, refuse
 from gateway.parameters import supplied
 from gateway.schema import Schema
+from gateway.structure_schemas import ResponseFormat, StructuredOutputs
 from gateway.tool_schemas import MAX_TOOLS, ToolCall, ToolChoice, Tools
 from ipc.codec import Ids
 
@@ -31,6 +32,7 @@ MAX_CHOICES = 128
 MAX_SEQUENCES = 1024  # prompts x choices of one request
 MAX_LOGPROBS = 20
 MAX_TOKEN_ID = 2**31 - 1  # ids travel as 32-bit integers
+MAX_BAD_WORDS = 128
 MAX_TIMEOUT_MS = 7 * 24 * 3600 * 1000  # a week; a deadline in nanoseconds must fit 64 bits
 MAX_METADATA = 16  # pairs; this and the lengths below are OpenAI's limits
 
@@ -89,6 +91,7 @@ StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 StopStrings = Annotated[
     list[StopString], BeforeValidator(as_list, json_schema_input_type=str | list[StopString]), Field(max_length=4)
 ]
+BadWord = Annotated[str, Field(min_length=1, max_length=1024)]
 MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 RequestId = Annotated[str, Field(pattern=r"^[ -~]{1,256}$")]
@@ -123,6 +126,10 @@ class GenerationRequest(Schema):
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
     seed: int | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=1024)] = Field(default_factory=dict)
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1)] | None = None
+    bad_words: Annotated[list[BadWord], Field(max_length=MAX_BAD_WORDS)] = Field(default_factory=list)
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     return_token_ids: bool = False
@@ -242,10 +249,10 @@ def _refuse_first(error: ValidationError, body: dict[str, Any]) -> NoReturn:
 def _path_in(body: Any, location: tuple[Any, ...], kind: str) -> Path:
     """A pydantic location without the steps that exist in the schema alone, such as the branch of a union."""
     path: list[str | int] = []
-    for step in location:
+    for place, step in enumerate(location, start=1):
         if (isinstance(body, dict) and step in body) or (isinstance(body, list) and isinstance(step, int)):
             path.append(step)
             body = body[step]
-        elif kind == "missing" and step == location[-1]:
+        elif kind == "missing" and place == len(location):
             path.append(step)
     return tuple(path)

@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag
 
 from gateway.body import parse_object
 from gateway.errors import ApiError, refuse
-from gateway.json_schema import check_schema
+from gateway.json_schema import check_parameters
 from gateway.schema import Schema
 
 MAX_TOOLS = 128
@@ -75,7 +75,7 @@ def check_tools(tools: list[Tool]) -> None:
                 f"{where}.strict",
             )
         if tool.function.parameters is not None:
-            check_schema(tool.function.parameters, f"{where}.parameters")
+            check_parameters(tool.function.parameters, f"{where}.parameters")
 
 
 def check_tool_choice(choice: str | NamedTool | None, parallel: bool, tools: list[Tool]) -> None:

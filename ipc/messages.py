@@ -7,7 +7,7 @@
                             Text                                  v
                               |                            scheduler_proc <---StopHit--- detok_proc
                          detok_proc <---------Tokens--------------+
-                                                            Plan  |  ^  Result
+                                                   Plan, Prepare  |  ^  Result, Prepared
                                                                   v  |
                                                            model_proc (one per GPU)
 
@@ -100,6 +100,9 @@ class Sampling:
     frequency_penalty: float = 0.0  # over output
     bias_ids: Ids = field(default_factory=lambda: Ids("i"))  # logit_bias: token ids
     bias_values: Floats = field(default_factory=list)  # and what is added to their logits
+    allowed_ids: Ids = field(default_factory=lambda: Ids("i"))  # the only token ids that may come; empty allows all
+    bad_ids: Ids = field(default_factory=lambda: Ids("i"))  # rows of token ids that must not come, one behind the other
+    bad_counts: Ints = field(default_factory=list)  # how many ids each of those rows has
     seed: int = 0  # choice i of a request uses seed + i
     logprobs: int = -1  # alternatives reported beside each sampled token; -1 reports nothing, 0 the token alone
     max_tokens: int = 0  # upper bound of the output; 0 is the rest of the context
@@ -109,6 +112,17 @@ class Sampling:
     prompt_only: bool = False  # the prompt is computed and read, and no token is sampled
     prompt_logprobs: int = -1  # as `logprobs`, beside each token of the prompt but the first
     pooling: str = ""  # "mean" or "last": the embedding of the prompt is wanted
+
+
+@record
+@dataclass(slots=True)
+class GrammarPart:
+    """One grammar of a constraint. The first one, the whole answer, may refer to the others as `@name`."""
+
+    name: str
+    kind: str  # "json": a JSON schema; "regex": a regular expression; "lark" and "gbnf": a grammar in that notation
+    text: str
+    param: str  # the request's field that it comes from
 
 
 @record
@@ -195,6 +209,7 @@ class Admit:
     num_computed: int  # tokens whose KV is there already (prefix cache)
     blocks: Ints  # the sequence's block table so far
     sampling: Sampling
+    grammar: int = -1  # the number of the prepared grammar that its output follows; -1 when it is free
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -219,6 +234,8 @@ class Generate:
     received_ns: int
     tenant: str = ""  # who asks, for the fair policy: a digest of the API key and the `user` field
     deadline_ns: int = 0  # ends with TIMEOUT when this has passed; 0 is never
+    grammar: list[GrammarPart] = field(default_factory=list)  # what the output must follow; empty when it is free
+    bad_words: Strs = field(default_factory=list)  # texts that must not come; their ids go into the sampling
 
 
 @message(2)
@@ -247,6 +264,7 @@ class Submit:
     refusal: Refusal | None
     tenant: str = ""  # as in Generate
     deadline_ns: int = 0
+    grammar: str = ""  # what the output must follow, checked, in llguidance's own notation; "" when it is free
 
 
 @message(4)
@@ -320,6 +338,25 @@ class Text:
     tails: list[Tail]
     time_ns: int  # as in Tokens
     readings: list[Reading] = field(default_factory=list)  # as in Tokens, with the pieces filled in
+
+
+@message(9)
+@dataclass(slots=True)
+class Prepare:
+    """scheduler -> model: compile a grammar, beside the steps, and forget those that nobody will use again."""
+
+    grammar: int  # the number that Admit calls it by
+    text: str  # as in Submit
+    forget: Ints  # numbers of grammars
+
+
+@message(10)
+@dataclass(slots=True)
+class Prepared:
+    """model -> scheduler: a grammar is compiled, or cannot be."""
+
+    grammar: int
+    error: str  # why not, "" when it is compiled
 
 
 # ---------------------------------------------------------------------------------------------------------------------

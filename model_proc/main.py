@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ipc.messages import Loading, Lost, Plan, RunnerReady, number_of
+from ipc.messages import Loading, Lost, Plan, Prepare, RunnerReady, number_of
 from ipc.process import FatalError, Process
 from ipc.spans import COLLECT, LAUNCH, STEP
 from model_proc.describe import describe
@@ -57,19 +57,22 @@ def execute(
     scheduler = process.peer("scheduler")
     answers = number_of(process.name) == 0
     spans = process.spans
+    compiled = process.outbox("scheduler")  # the way of the thread that compiles grammars
     plans: deque[Plan] = deque()
     times = StepTimes()
     next_stats_ns = 0
     while process.running:
         if not plans:
-            messages = wait(process, runner, clock, sleep)
-            for message in messages:
-                if type(message) is Lost and message.process == "scheduler":
+            for message in wait(process, runner, clock, sleep):
+                if type(message) is Plan:
+                    plans.append(message)
+                elif type(message) is Prepare:
+                    runner.prepare(message, compiled.send)
+                elif type(message) is Lost and message.process == "scheduler":
                     plans.clear()
                     runner.reset()
                     if answers:
                         scheduler.send(ready)
-            plans.extend(message for message in messages if type(message) is Plan)
         if plans:
             plan = plans.popleft()
             begun = time.monotonic_ns() if spans.on else 0

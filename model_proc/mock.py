@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from ipc.codec import Ids
 from ipc.config import ModelConfig
-from ipc.messages import Admit, Logprobs, ModelFiles, Plan, Result, RunnerReady
+from ipc.messages import Admit, Logprobs, ModelFiles, Plan, Prepare, Prepared, Result, RunnerReady
 from ipc.mock_vocabulary import EOS_ID, MAX_MODEL_LEN, VOCAB_SIZE, answer_id
 from model_proc.mock_cost import Work, load_profile
 
@@ -78,6 +78,10 @@ class MockRunner:
         self._slots.clear()
         self._with_logprobs.clear()
         self._in_flight.clear()
+
+    def prepare(self, message: Prepare, answer: Callable[[Prepared], None]) -> None:
+        """Its words follow no grammar. The tokenizer refuses requests that want one, so none should get here."""
+        answer(Prepared(message.grammar, "it is a mock, whose words follow no grammar"))
 
     def launch(self, plan: Plan) -> None:
         # The clock is read first: the time that this takes is part of the step, not on top of it.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
-from ipc.messages import Plan, Result, RunnerReady
+from ipc.messages import Plan, Prepare, Prepared, Result, RunnerReady
 
 
 class Runner(Protocol):
@@ -20,6 +21,10 @@ class Runner(Protocol):
 
     def reset(self) -> None:
         """Forget all sequences and steps: another scheduler takes over. What was loaded stays."""
+        ...
+
+    def prepare(self, message: Prepare, answer: Callable[[Prepared], None]) -> None:
+        """Begin to compile a grammar; `answer` is called, by whatever thread, when plans may use it."""
         ...
 
     def launch(self, plan: Plan) -> None:

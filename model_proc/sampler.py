@@ -1,7 +1,8 @@
 """From logits to tokens, for a whole batch at once.
 
-The order is: penalties, logit_bias and forbidden tokens on the logits; then temperature; then top_k, top_p and min_p
-on the probabilities; then one draw. What a row draws depends on its own parameters alone, never on its neighbours.
+The order is: penalties, logit_bias, forbidden tokens and constraints on the logits; then temperature; then top_k, top_p
+and min_p on the probabilities; then one draw. What a row draws depends on its own parameters alone, never on its
+neighbours.
 
 A draw is the inverse of the cumulative distribution in the order of the vocabulary. Truncation only sets a threshold
 below which probabilities count as zero, so ties survive it, and truncated and plain rows take the same path.
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ipc.messages import Admit, Sampling
+from model_proc.masks import Mask
 from model_proc.random_numbers import seed_states, uniform
 from model_proc.staging import download, upload
 
@@ -98,16 +100,19 @@ class Sampler:
         slots: NDArray[np.int64],
         positions: NDArray[np.int64],
         num_output: NDArray[np.int64],
+        mask: Mask | None = None,
     ) -> Sampled:
         """Choose the next token of S sequences.
 
         logits [S, vocabulary]; slots, positions (of the token to sample) and num_output (tokens sampled before it)
-        are [S].
+        are [S]. Log-probabilities are the model's own, whatever `mask` leaves of them.
         """
         logits = logits.float()
         wanted = max(params.logprobs for params in sampling)
         raw_logprobs = torch.log_softmax(logits, dim=-1) if wanted >= 0 else None
         logits = self._adjust(logits, sampling, slots, num_output)
+        if mask is not None:
+            mask.apply(logits)
         best = logits.max(dim=-1)
         token_ids = best.indices
         drawn = [row for row, params in enumerate(sampling) if params.temperature > 0]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,12 +17,15 @@ from torch import Tensor
 
 from ipc.codec import Ids
 from ipc.config import ModelConfig
-from ipc.messages import Admit, Logprobs, ModelFiles, Plan, Result, RunnerReady, Sampling
+from ipc.messages import Admit, Logprobs, ModelFiles, Plan, Prepare, Result, RunnerReady, Sampling
 from ipc.process import FatalError
 from model_proc.batch import StepInputs
+from model_proc.constraints import Constraint, Constraints
 from model_proc.files.checkpoint import generation_defaults
 from model_proc.files.model_files import Progress
+from model_proc.grammars import Answer, Grammars
 from model_proc.load import load
+from model_proc.masks import Mask, fill_mask
 from model_proc.prompt_reader import PromptReader, Read
 from model_proc.ranks import ALONE, Seat
 from model_proc.sampler import Draws, Sampled, Sampler
@@ -38,16 +42,34 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Launched:
-    """A step in flight."""
+    """A step in flight: first its forward pass is launched, then its sampling."""
 
     plan: Plan
-    sampling: list[Sampling]  # of the sequences that sample
-    slots: list[int]  # theirs
-    sampled: Sampled | None  # on the host once `done` has happened; None when nobody samples
-    read: Read | None  # likewise: what was read of prompts
-    done: torch.cuda.Event | None  # None on a CPU, where `launch` has done the work
-    error: str  # why the whole step failed, "" when it did not
+    inputs: StepInputs
+    slots: list[int]  # of the sequences that sample
+    sampling: list[Sampling]  # theirs
+    constraints: list[tuple[int, Constraint]]  # those of them whose tokens are constrained, by row
     started_ns: int
+    forward: Forward | None = None  # the forward pass whose logits are still to be sampled from
+    sampled: Sampled | None = None  # on the host once `done` has happened; None when nobody samples, or another rank
+    read: Read | None = None  # likewise: what was read of prompts
+    done: torch.cuda.Event | None = None  # None on a CPU, where `launch` has done the work
+    error: str = ""  # why the whole step failed, "" when it did not
+    is_known: bool = False  # its tokens were waited for, and have reached the constraints
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether its sampling depends on what the steps before it have sampled."""
+        return any(constraint.needs_tokens for _, constraint in self.constraints)
+
+
+@dataclass(slots=True)
+class Forward:
+    """What sampling goes on from."""
+
+    logits: Tensor  # [S, vocabulary]
+    size: int | None  # of the graphs that it ran in
+    draws: Draws | None  # there when all rows draw plainly
 
 
 class TorchRunner:
@@ -59,6 +81,12 @@ class TorchRunner:
         self._loading = loading
         self._seat = seat
         self._in_flight: deque[Launched] = deque()
+        self._deferred: Launched | None = None  # the last one launched, while its sampling waits for tokens
+        self._eos_token_ids = generation_defaults(Path(files.folder))["eos_token_id"]
+        self._constraints: Constraints | None = None
+        if seat.rank == 0:  # it samples for all
+            grammars = Grammars(Path(files.tokenizer_folder) / "tokenizer.json", files.vocab_size, self._eos_token_ids)
+            self._constraints = Constraints(grammars, self._eos_token_ids, files.vocab_size)
         self._graphs: DecodeGraphs | None = None
 
     def load(self) -> RunnerReady:
@@ -73,10 +101,9 @@ class TorchRunner:
         self._attention = loaded.attention
         self._graphs = loaded.graphs
         self._ranks = loaded.ranks
-        eos_token_ids = generation_defaults(Path(files.folder))["eos_token_id"]
         self._reader = PromptReader(self._device)
         self._sampler = Sampler(
-            config.max_num_seqs, files.vocab_size, eos_token_ids, self._device, self._has_kernels
+            config.max_num_seqs, files.vocab_size, self._eos_token_ids, self._device, self._has_kernels
         )  # fmt: skip
         if self._has_kernels and self._device.type == "cuda":
             self._warm_up()
@@ -85,7 +112,7 @@ class TorchRunner:
             block_size=config.block_size,
             max_model_len=files.max_model_len,
             max_num_seqs=config.max_num_seqs,
-            eos_token_ids=Ids("i", eos_token_ids),
+            eos_token_ids=Ids("i", self._eos_token_ids),
         )
 
     # -- steps ---------------------------------------------------------------------------------------------------------
@@ -96,9 +123,18 @@ class TorchRunner:
         for slot in range(self._config.max_num_seqs):
             self._batch.drop(slot)
             self._reader.drop(slot)
+        if self._constraints is not None:
+            self._constraints.reset()
+
+    def prepare(self, message: Prepare, answer: Answer) -> None:
+        if self._constraints is not None:
+            self._constraints.grammars.prepare(message, answer)
 
     def launch(self, plan: Plan) -> None:
         started = time.monotonic_ns()
+        self._sample_deferred()
+        if self._constraints is not None:
+            self._constraints.advance(plan)
         inputs = self._batch.advance(plan)
         for slot in plan.drop:
             self._reader.drop(slot)
@@ -106,26 +142,19 @@ class TorchRunner:
             self._sampler.admit(admit)
             self._reader.admit(admit)
         self._check_slots(plan.slots)
-        sampled, read, done, error = None, None, None, ""
-        try:
-            with torch.inference_mode():
-                sampled = self._run(inputs)
-                if sampled is not None:
-                    sampled = sampled.to_host()
-                if (read := self._reader.take()) is not None:
-                    read = read.to_host()
-                if self._device.type == "cuda":
-                    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                    done.record()
-        except RuntimeError as failure:
-            if self._ranks is not None:
-                raise  # the others are in the middle of a sum that this one never joined
-            log.exception("step %d failed", plan.step)
-            self._reader.take()
-            error = f"the model failed in this step: {type(failure).__name__}"
         slots = inputs.sample_slots.tolist()
-        sampling = self._sampling_of(slots)
-        self._in_flight.append(Launched(plan, sampling, slots, sampled, read, done, error, started))
+        constraints = self._constraints.of_rows(slots) if self._constraints is not None else []
+        step = Launched(plan, inputs, slots, self._sampling_of(slots), constraints, started)
+        with self._contained(step, "model"):
+            step.forward = self._forward(inputs)
+            if (read := self._reader.take()) is not None:
+                step.read = read.to_host()
+        if step.needs_tokens and not all(earlier.is_known for earlier in self._in_flight):
+            # The host must not wait here: `collect` goes on with it as soon as the tokens are there.
+            self._deferred = step
+        else:
+            self._sample(step)
+        self._in_flight.append(step)
 
     @property
     def in_flight(self) -> int:
@@ -141,23 +170,16 @@ class TorchRunner:
 
     def collect(self) -> Result:
         step = self._in_flight.popleft()
+        self._know(step)
+        self._sample_deferred()  # the device may be about to need it, so the result comes second
         result = Result(
             step=step.plan.step, slots=step.slots, token_ids=Ids("i"), logprobs=None, failed=[], errors=[],
             started_ns=step.started_ns, finished_ns=0,
         )  # fmt: skip
-        error = step.error
-        if step.done is not None:
-            try:
-                step.done.synchronize()
-            except RuntimeError as failure:
-                if self._ranks is not None:
-                    raise
-                log.exception("step %d failed", step.plan.step)
-                error = f"the device failed in this step: {type(failure).__name__}"
-        if error:
+        if step.error:
             result.slots = []
             result.failed = step.plan.slots
-            result.errors = [error] * len(result.failed)
+            result.errors = [step.error] * len(result.failed)
         else:
             if step.sampled is not None:
                 self._fill_in(result, step, step.sampled)
@@ -166,8 +188,23 @@ class TorchRunner:
         result.finished_ns = time.monotonic_ns()
         return result
 
-    def _run(self, inputs: StepInputs) -> Sampled | None:
-        """Compute a step and sample. Returns what was sampled; None when nobody samples, or another rank does it."""
+    @contextmanager
+    def _contained(self, step: Launched, what: str) -> Iterator[None]:
+        """Let a failure of what is done within be the step's."""
+        try:
+            with torch.inference_mode():
+                yield
+        except RuntimeError as failure:
+            if self._ranks is not None:
+                raise  # the others are in the middle of a sum that this one never joined
+            log.exception("step %d failed", step.plan.step)
+            self._reader.take()
+            step.error = step.error or f"the {what} failed in this step: {type(failure).__name__}"
+
+    # -- the forward pass ----------------------------------------------------------------------------------------------
+
+    def _forward(self, inputs: StepInputs) -> Forward | None:
+        """Launch a step's forward pass. Returns what there is to sample from, None when nobody samples."""
         slots, sampler = inputs.sample_slots, self._sampler
         size = self._graphs.size_for(inputs) if self._graphs else None
         if self._has_kernels and sampler.is_plain(slots):
@@ -177,39 +214,11 @@ class TorchRunner:
         if self._graphs and size is not None:
             logits = self._graphs.forward(size, inputs, draws)
         else:
-            logits = self._forward(inputs)
-        if not len(slots):
-            return None
-        if self._ranks is None:
-            return self._sample(logits, inputs, draws, size)
-        last_token, device_slots = self._batch.last_token, upload((slots,), self._device)[0]
-        sampled = self._sample(logits, inputs, draws, size) if self._ranks.is_first else None
-        last_token[device_slots] = self._ranks.hear_first(last_token[device_slots])
-        return sampled
+            logits = self._compute(inputs)
+        return Forward(logits, size, draws) if len(slots) else None
 
-    def _sample(self, logits: Tensor, inputs: StepInputs, draws: Draws | None, size: int | None) -> Sampled:
-        """Choose the tokens of a step and note them in the batch, where the next step finds them.
-
-        `draws` are there when all rows draw plainly, `size` when the logits are those of a graph.
-        """
-        slots, last_token = inputs.sample_slots, self._batch.last_token
-        if draws is not None and self._graphs and size is not None:
-            return Sampled(self._graphs.sample(size, len(slots)), None, None)
-        device_slots = upload((slots,), self._device)[0]
-        if draws is not None:
-            from model_proc.kernels.sampling_kernels import sample_plain
-
-            columns = (draws.temperatures.view(np.int32), draws.numbers.view(np.int32))
-            heat, number = (bits.view(torch.float32) for bits in upload(columns, self._device, torch.int32))
-            return Sampled(sample_plain(logits, heat, number, device_slots, last_token), None, None)
-        sampling = self._sampling_of(slots)
-        num_output = inputs.sample_positions - self._batch.output_start[slots]
-        sampled = self._sampler.sample(logits, sampling, slots, inputs.sample_positions, num_output)
-        last_token[device_slots] = sampled.token_ids.clamp(min=0)
-        return sampled
-
-    def _forward(self, inputs: StepInputs) -> Tensor:
-        """Compute a step's tokens. Returns the logits of the rows that sample, [S, vocabulary]."""
+    def _compute(self, inputs: StepInputs) -> Tensor:
+        """Compute a step's tokens without a graph. Returns the logits of the rows that sample, [S, vocabulary]."""
         step = self._attention.step(self._cache, self._batch, inputs)
         host_ids, from_device, token_slots, positions, sample_rows = upload(
             (
@@ -228,14 +237,95 @@ class TorchRunner:
         self._reader.read(inputs, readout)
         return readout.logits(sample_rows)
 
+    # -- sampling ------------------------------------------------------------------------------------------------------
+
+    def _sample_deferred(self) -> None:
+        """Launch the sampling that waited for tokens, if there is one."""
+        step, self._deferred = self._deferred, None
+        if step is not None:
+            self._sample(step)
+
+    def _sample(self, step: Launched) -> None:
+        """Launch a step's sampling; on a CPU, do it."""
+        with self._contained(step, "model"):
+            if step.forward is not None:
+                sampled = self._choose_once(step, step.forward)
+                step.sampled = None if sampled is None else sampled.to_host()
+                step.forward = None
+            if self._device.type == "cuda":
+                step.done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                step.done.record()
+        if step.done is None:
+            self._know(step)
+
+    def _choose_once(self, step: Launched, forward: Forward) -> Sampled | None:
+        """Choose the tokens of a step, on one rank for all; None on the others."""
+        if self._ranks is None:
+            return self._choose(step, forward)
+        last_token, slots = self._batch.last_token, upload((step.inputs.sample_slots,), self._device)[0]
+        sampled = self._choose(step, forward) if self._ranks.is_first else None
+        last_token[slots] = self._ranks.hear_first(last_token[slots])
+        return sampled
+
+    def _choose(self, step: Launched, forward: Forward) -> Sampled:
+        """Choose the tokens of a step and note them in the batch, where the next step finds them."""
+        inputs, last_token = step.inputs, self._batch.last_token
+        mask = self._mask(step)
+        if forward.draws is not None and mask is not None:
+            mask.apply(forward.logits)
+        if forward.draws is not None and self._graphs and forward.size is not None:
+            return Sampled(self._graphs.sample(forward.size, len(step.slots)), None, None)
+        slots = inputs.sample_slots
+        device_slots = upload((slots,), self._device)[0]
+        if forward.draws is not None:
+            from model_proc.kernels.sampling_kernels import sample_plain
+
+            columns = (forward.draws.temperatures.view(np.int32), forward.draws.numbers.view(np.int32))
+            heat, number = (bits.view(torch.float32) for bits in upload(columns, self._device, torch.int32))
+            return Sampled(sample_plain(forward.logits, heat, number, device_slots, last_token), None, None)
+        positions = inputs.sample_positions
+        num_output = positions - self._batch.output_start[slots]
+        sampled = self._sampler.sample(forward.logits, step.sampling, slots, positions, num_output, mask)
+        last_token[device_slots] = sampled.token_ids.clamp(min=0)
+        return sampled
+
+    def _mask(self, step: Launched) -> Mask | None:
+        """What the constrained rows of a step may sample, once the tokens before it are known."""
+        if not step.constraints:
+            return None
+        if step.needs_tokens:
+            for earlier in self._in_flight:
+                if earlier is not step:
+                    self._know(earlier)
+        num_output = step.inputs.sample_positions - self._batch.output_start[step.inputs.sample_slots]
+        return fill_mask(step.constraints, num_output, self._device)
+
+    def _know(self, step: Launched) -> None:
+        """Wait for a step's tokens, and let the constraints know them."""
+        if step.is_known:
+            return
+        step.is_known = True
+        with self._contained(step, "device"):
+            if step.done is not None:
+                step.done.synchronize()
+        if step.constraints and step.sampled is not None and not step.error:
+            token_ids = step.sampled.token_ids.tolist()
+            for row, constraint in step.constraints:
+                constraint.accept(token_ids[row])
+
     def _fill_in(self, result: Result, step: Launched, sampled: Sampled) -> None:
         """Put a step's samples into its result."""
         token_ids = sampled.token_ids.tolist()
+        errors: dict[int, str] = {}
+        for row, constraint in step.constraints:
+            if constraint.error:
+                token_ids[row] = -1
+                errors[step.slots[row]] = constraint.error
         rows = [row for row, token in enumerate(token_ids) if token >= 0]
         result.slots = [step.slots[row] for row in rows]
         result.token_ids = Ids("i", [token_ids[row] for row in rows])
         result.failed = [slot for slot, token in zip(step.slots, token_ids, strict=True) if token < 0]
-        result.errors = [NOT_A_NUMBER] * len(result.failed)
+        result.errors = [errors.get(slot, NOT_A_NUMBER) for slot in result.failed]
         if sampled.logprob_ids is not None and sampled.logprob_values is not None:
             ids, values = sampled.logprob_ids.tolist(), sampled.logprob_values.tolist()
             logprobs = Logprobs(counts=[], ids=Ids("i"), values=[], pieces=[])

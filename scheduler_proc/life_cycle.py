@@ -1,11 +1,12 @@
 """The life of a sequence as a table: which event leads from which state to which.
 
     HELD --released--> WAITING --admitted--> PREFILL --prefill_finished--> DECODE --finished--> FINISHED
-                          ^                     |  `------finished-----------|------------------^
-                          |                     `----preempted----.          |
+                       ^  ^                     |  `------finished-----------|------------------^
+    PREPARING -prepared'  |                     `----preempted----.          |
                           `------requeued------- PREEMPTED <------'----------'
 
-From every state that is not an end, `canceled`, `expired` and `failed` lead to CANCELED, TIMED_OUT and FAILED. A token
+A sequence whose output follows a grammar begins in PREPARING, unless the runner has compiled that already. From every
+state that is not an end, `canceled`, `expired` and `failed` lead to CANCELED, TIMED_OUT and FAILED. A token
 that is decoded is no transition: a sequence may be in DECODE for thousands of steps.
 """
 
@@ -21,6 +22,7 @@ class State(Enum):
     """Where a sequence is."""
 
     NEW = "new"  # just arrived
+    PREPARING = "preparing"  # waits until the runner has compiled its grammar
     HELD = "held"  # waits for the prefill of a sibling with the same prompt
     WAITING = "waiting"  # in the queue
     PREFILL = "prefill"  # has a slot; its first token (after an admission) is not there yet
@@ -36,6 +38,8 @@ class Event(Enum):
     """What happens to a sequence."""
 
     QUEUED = "queued"
+    PREPARE = "prepare"
+    PREPARED = "prepared"
     HELD_BACK = "held_back"
     RELEASED = "released"
     ADMITTED = "admitted"
@@ -53,7 +57,10 @@ ENDS = frozenset({State.FINISHED, State.CANCELED, State.TIMED_OUT, State.FAILED}
 
 TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.NEW, Event.QUEUED): State.WAITING,
+    (State.NEW, Event.PREPARE): State.PREPARING,
     (State.NEW, Event.HELD_BACK): State.HELD,
+    (State.PREPARING, Event.PREPARED): State.WAITING,
+    (State.HELD, Event.PREPARE): State.PREPARING,  # the sibling that it was held back for is gone
     (State.HELD, Event.RELEASED): State.WAITING,
     (State.WAITING, Event.ADMITTED): State.PREFILL,
     (State.PREFILL, Event.PREFILL_CHUNK): State.PREFILL,

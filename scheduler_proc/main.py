@@ -16,6 +16,7 @@ from ipc.messages import (
     Inspect,
     Lost,
     Plan,
+    Prepared,
     Report,
     Result,
     RunnerReady,
@@ -31,6 +32,7 @@ from ipc.messages import (
 from ipc.process import FatalError, Process
 from ipc.spans import ADMIT, PLAN, RESULT, SEND, SUBMIT
 from scheduler_proc import losses
+from scheduler_proc.grammars import Grammars
 from scheduler_proc.live import live_view
 from scheduler_proc.policies import PolicyError
 from scheduler_proc.scheduler import Scheduler
@@ -95,6 +97,8 @@ class Loop:
         """There is a runner, with nothing in it."""
         self._scheduler = scheduler = make_scheduler(runner, self._process.config)
         self._runs += 1
+        # No scheduler before this one has given out such numbers: what comes late for one of those is ignored.
+        scheduler.grammars = Grammars(first_number=time.monotonic_ns())
         self._publish_stats(scheduler, time.monotonic_ns())
         self._process.ready(num_blocks=runner.num_blocks, block_size=runner.block_size)
 
@@ -102,6 +106,9 @@ class Loop:
         process, spans = self._process, self._process.spans
         ranks = [process.peer(model_name(rank)) for rank in range(process.config.tensor_parallel_size)]
         scheduler.expire(time.monotonic_ns())
+        for prepare in scheduler.grammars.outgoing:
+            ranks[0].send(prepare)  # it samples for all
+        scheduler.grammars.outgoing.clear()
         while (plan := scheduler.plan(begun := time.monotonic_ns())) is not None:
             for rank in ranks:
                 rank.send(plan)
@@ -157,6 +164,8 @@ class Loop:
                     scheduler.submit(message, now)
                 if spans.on:
                     spans.add(SUBMIT, now, rid, len(message.token_ids))
+            case Prepared():
+                scheduler.prepared(message, now)
             case Abort(rids=rids):
                 scheduler.abort(rids, now)
             case StopHit(rids=rids):

@@ -311,4 +311,5 @@ def _admit(sequence: Sequence) -> Admit:
     return Admit(
         slot=sequence.slot, rid=sequence.rid, token_ids=sequence.token_ids[:], output_start=sequence.prompt_len,
         num_computed=sequence.num_planned, blocks=sequence.blocks[:], sampling=sequence.sampling,
+        grammar=sequence.grammar,
     )  # fmt: skip

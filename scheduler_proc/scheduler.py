@@ -26,6 +26,7 @@ from ipc.messages import (
     STOP,
     TIMEOUT,
     Plan,
+    Prepared,
     Reading,
     Refusal,
     Result,
@@ -33,6 +34,7 @@ from ipc.messages import (
     Submit,
     Tokens,
 )
+from scheduler_proc.grammars import Grammars
 from scheduler_proc.life_cycle import END_OF_REASON, Event, State
 from scheduler_proc.life_log import LifeLog
 from scheduler_proc.planner import Planner, take_siblings
@@ -47,6 +49,7 @@ from scheduler_proc.waiting import WaitingLine
 
 # Where a deadline may find a sequence, for the client.
 WHEREABOUTS = {
+    State.PREPARING: "its grammar was being compiled",
     State.HELD: "it was waiting",
     State.WAITING: "it was waiting",
     State.PREEMPTED: "it was waiting",
@@ -57,7 +60,8 @@ WHEREABOUTS = {
 
 class Scheduler:
     """All sequences from their Submit to their Tail. The caller passes messages and the time in, and takes out plans
-    (`plan`), what goes to the detokenizer (`outgoing`) and what happened to whom (`log.entries`); it empties both.
+    (`plan`), what else the runner must know (`grammars.outgoing`), what goes to the detokenizer (`outgoing`) and what
+    happened to whom (`log.entries`); it empties the three.
     """
 
     def __init__(self, runner: RunnerReady, config: SchedulerConfig) -> None:
@@ -71,6 +75,7 @@ class Scheduler:
         self.waiting = WaitingLine(self.policy, round(config.scheduling_aging * 1e9))
         self.planner = Planner(config, runner, self.residents, self.waiting, self.log)
         self.tally = self.planner.tally
+        self.grammars = Grammars()
         self.reports = Reports()
         self.last_step: Step | None = None  # the one whose result arrived last
         self._timeouts = 0
@@ -94,14 +99,17 @@ class Scheduler:
             if refusal is not None:
                 self._finish(sequence, ERROR, now, refusal=refusal)
                 continue
+            if submit.grammar:
+                sequence.grammar = self.grammars.take(submit.grammar)
+                sequence.min_output = 0  # the runner keeps to min_tokens as far as the grammar lets it
             stop_ids = frozenset(sequence.sampling.stop_token_ids)
-            sequence.stop_ids = stop_ids if sequence.sampling.ignore_eos else stop_ids | self._eos
+            ignores_eos = sequence.sampling.ignore_eos and not submit.grammar
+            sequence.stop_ids = stop_ids if ignores_eos else stop_ids | self._eos
             if sequence.deadline_ns:
                 heapq.heappush(self._deadlines, (sequence.deadline_ns, sequence.rid))
             if leader is None:
                 leader = sequence
-                self.log.happens(sequence, Event.QUEUED, now)
-                self.waiting.push(sequence, self.planner.next_step)
+                self._queue(sequence, Event.QUEUED, now)
             else:
                 self.log.happens(sequence, Event.HELD_BACK, now)
                 leader.siblings.append(sequence)
@@ -143,6 +151,20 @@ class Scheduler:
     def next_deadline_ns(self) -> int | None:
         """When `expire` has something to do at the earliest."""
         return self._deadlines[0][0] if self._deadlines else None
+
+    def prepared(self, prepared: Prepared, now: int) -> None:
+        """Queue the sequences that waited for a grammar, or end them when it cannot be compiled."""
+        if not self.grammars.knows(prepared.grammar):
+            return  # nobody wants it any more
+        if not prepared.error:
+            for sequence in self.grammars.ready(prepared.grammar):
+                self._queue(sequence, Event.PREPARED, now)
+            return
+        refusal = Refusal(400, "invalid_request_error", f"this model cannot follow the grammar: {prepared.error}")
+        for leader in self.grammars.failed(prepared.grammar):
+            for sequence in (*take_siblings(leader), leader):
+                self._finish(sequence, ERROR, now, refusal=refusal)
+        self._flush(now)
 
     def result(self, result: Result, now: int) -> None:
         """Take in what a step sampled: append, find the ends, pass the tokens on."""
@@ -194,6 +216,8 @@ class Scheduler:
             "running_decode": len(decoding),
             "ready_decode": sum(1 for sequence in decoding if sequence.last_step not in planner.in_flight),
             "sequences": len(self._sequences),
+            "preparing": self.grammars.num_waiting,
+            "grammars": len(self.grammars),
             "steps_in_flight": len(planner.in_flight),
             "lanes": self.runner.lanes,
         }
@@ -335,6 +359,15 @@ class Scheduler:
             return Refusal(400, "invalid_request_error", text, "max_tokens")
         return None
 
+    def _queue(self, sequence: Sequence, event: Event, now: int) -> None:
+        """Have a sequence wait for its turn, or for its grammar before that."""
+        if sequence.grammar >= 0 and not self.grammars.is_ready(sequence.grammar):
+            self.log.happens(sequence, Event.PREPARE, now)
+            self.grammars.wait(sequence)
+        else:
+            self.log.happens(sequence, event, now)
+            self.waiting.push(sequence, self.planner.next_step)
+
     def _open(self, sequence: Sequence) -> None:
         """Announce a sequence downstream, once, before anything else of it."""
         if not sequence.opened:
@@ -354,6 +387,8 @@ class Scheduler:
         """End a sequence: take it out of whatever it is in, give back what it holds, and say so downstream."""
         if sequence.state is State.WAITING:
             self.waiting.remove(sequence)
+        elif sequence.state is State.PREPARING:
+            self.grammars.stop_waiting(sequence)
         elif sequence.slot >= 0:
             self.residents.leave(sequence)
         if sequence.scheduled_ns:
@@ -369,7 +404,9 @@ class Scheduler:
         siblings = take_siblings(sequence)
         if siblings:  # nobody to wait for any more: the first of them leads the others
             siblings[0].siblings = siblings[1:]
-            self.planner.release(siblings[0], now)
+            self._queue(siblings[0], Event.RELEASED, now)
+        if sequence.grammar >= 0:
+            self.grammars.release(sequence.grammar)
 
     def _flush(self, now: int) -> None:
         """Close the message for the detokenizer, if anything is in it."""

@@ -23,8 +23,8 @@ class Sequence:
     """
 
     __slots__ = (
-        "batch_sizes", "blocks", "cached_tokens", "capacity", "choice", "deadline_ns", "discard_until",
-        "execution_ns", "first_step", "first_token_ns", "hashes", "is_long", "last_step", "max_length", "min_output",
+        "batch_sizes", "blocks", "cached_tokens", "capacity", "choice", "deadline_ns", "discard_until", "execution_ns",
+        "first_step", "first_token_ns", "grammar", "hashes", "is_long", "last_step", "max_length", "min_output",
         "next_look", "num_planned", "num_read", "num_registered", "num_shared", "num_steps", "num_tokens", "opened",
         "order", "output", "plain_until", "preemptions", "priority", "prompt_len", "queued_ns", "queued_step", "rank",
         "received_ns", "request_id", "requeued_ns", "rid", "root", "sampling", "scheduled_ns", "siblings", "slot",
@@ -48,6 +48,7 @@ class Sequence:
         self.max_length = self.prompt_len + (submit.sampling.max_tokens or 1)
         self.min_output = submit.sampling.min_tokens
         self.stop_ids: frozenset[int] = frozenset()  # tokens that end it
+        self.grammar = -1  # the number of the one that its output follows; -1 when it is free
         self.siblings: list[Sequence] = []  # held until this one's prefill is planned
 
         self.num_planned = 0

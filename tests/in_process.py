@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from queue import SimpleQueue
 from typing import Any
 
 from ipc.codec import Ids
 from ipc.config import SchedulerConfig, section
-from ipc.messages import Logprobs, Output, Refusal, RunnerReady, Sampling, Submit
+from ipc.messages import Logprobs, Output, Prepared, Refusal, RunnerReady, Sampling, Submit
 from ipc.options import complete
 from model_proc.runner import Runner
 from scheduler_proc.scheduler import Scheduler
@@ -31,15 +32,21 @@ def generate(
 ) -> tuple[list[Outcome], Scheduler]:
     """Run all prompts to their ends under a scheduler of the given options.
 
-    `num_blocks` and `max_num_seqs` may be smaller than what the runner offers.
+    `num_blocks` and `max_num_seqs` may be smaller than what the runner offers; `grammars` has one a prompt, or "".
     """
+    grammars = options.pop("grammars", [""] * len(prompts))
     num_blocks = options.pop("num_blocks", ready.num_blocks)
     max_num_seqs = options.pop("max_num_seqs", ready.max_num_seqs)
     ready = replace(ready, num_blocks=num_blocks, max_num_seqs=max_num_seqs)
     scheduler = Scheduler(ready, section(SchedulerConfig, complete(options)))
     outcomes = [Outcome() for _ in prompts]
     for rid, (prompt, params) in enumerate(zip(prompts, sampling, strict=True)):
-        scheduler.submit(Submit(rid, "", 1, Ids("i", prompt), params, Output(), 0, "", 0, 0, None), 0)
+        submit = Submit(rid, "", 1, Ids("i", prompt), params, Output(), 0, "", 0, 0, None, grammar=grammars[rid])
+        scheduler.submit(submit, 0)
+    for prepare in scheduler.grammars.outgoing:
+        answers: SimpleQueue[Prepared] = SimpleQueue()
+        runner.prepare(prepare, answers.put)
+        scheduler.prepared(answers.get(), 0)
     while True:
         while (plan := scheduler.plan(0)) is not None:
             runner.launch(plan)

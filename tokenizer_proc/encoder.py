@@ -23,6 +23,7 @@ class Encoder(Protocol):
     """The vocabulary of one model. All methods may be called from several threads."""
 
     special: SpecialText  # where its special tokens are in a text
+    special_ids: Mapping[str, int]  # the ids of those tokens
     max_token_chars: int  # no token stands for more characters
 
     def encode(self, text: str, add_special_tokens: bool) -> Ids:
@@ -49,6 +50,7 @@ class MockEncoder:
     """The vocabulary of `--model mock`: without special tokens."""
 
     special = SpecialText(())
+    special_ids: Mapping[str, int] = {}
     max_token_chars = 7  # the last token takes in up to three bytes more than its own four
 
     def encode(self, text: str, add_special_tokens: bool) -> Ids:
@@ -68,8 +70,10 @@ class TokenizerEncoder:
         self._path = path
         self._tokenizer = _read_tokenizer(path)
         added = self._tokenizer.get_added_tokens_decoder()
-        self._special_ids = {token.content: token_id for token_id, token in added.items() if token.special}
-        self.special = SpecialText(self._special_ids)
+        self.special_ids: Mapping[str, int] = {
+            token.content: token_id for token_id, token in added.items() if token.special
+        }
+        self.special = SpecialText(self.special_ids)
         self.max_token_chars = max(map(len, self._tokenizer.get_vocab()))
         self._literal: _LiteralTokenizer | None = None
         self._literal_lock = threading.Lock()
@@ -85,7 +89,7 @@ class TokenizerEncoder:
         with self._literal_lock:
             # Few clients write special tokens: it is made for the first who does.
             if self._literal is None:
-                self._literal = _LiteralTokenizer(self._path, self._special_ids, self.special)
+                self._literal = _LiteralTokenizer(self._path, self.special_ids, self.special)
         return self._literal.encode(text, hidden, add_special_tokens)
 
     def decode(self, token_ids: Sequence[int]) -> str:

@@ -11,6 +11,7 @@ from ipc.messages import Generate, ModelFiles
 from ipc.process import Process
 from ipc.spans import TOKENIZE, Spans
 from tokenizer_proc.encoder import load_encoder
+from tokenizer_proc.grammar_check import GrammarChecker
 from tokenizer_proc.model_folder import load_template
 from tokenizer_proc.pool import Pool, thread_number
 from tokenizer_proc.preparer import Answer, Preparer, Question
@@ -26,7 +27,9 @@ def serve(process: Process) -> None:
     if files is None:
         return
     template = load_template(files, process.config.chat_template)
-    preparer = Preparer(load_encoder(files), template, files.max_model_len, files.vocab_size)
+    encoder = load_encoder(files)
+    grammars = GrammarChecker(files.vocab_size, encoder.special_ids) if files.tokenizer_folder else None
+    preparer = Preparer(encoder, template, files.max_model_len, files.vocab_size, grammars)
     answer = recorded(preparer.answer, process.spans)
     pool = Pool(process.config.tokenizer_threads, answer, process.outbox(process.name))
     router = Router(answer, pool.ask, lambda name, message: process.peer(name).send(message))

@@ -10,10 +10,13 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from ipc.codec import Ids, Map
-from ipc.messages import Detokenize, Generate, LookUp, Refusal, Sampling, Submit, Tokenize
+from ipc.messages import Detokenize, Generate, GrammarPart, LookUp, Refusal, Sampling, Submit, Tokenize
 from tokenizer_proc.chat_template import Template
 from tokenizer_proc.encoder import Encoder
 from tokenizer_proc.errors import RequestError
+from tokenizer_proc.grammar_check import GrammarChecker
+
+MAX_BAD_TOKENS = 1024  # of all spellings of a request's bad words
 
 Question = Generate | Tokenize | Detokenize
 Answer = Submit | LookUp
@@ -26,10 +29,18 @@ log = logging.getLogger(__name__)
 class Preparer:
     """Answers questions about one model. It keeps nothing of them, and may be used by several threads."""
 
-    def __init__(self, encoder: Encoder, template: Template, max_model_len: int, vocab_size: int) -> None:
-        """`max_model_len` is the context, prompt and output, in tokens."""
+    def __init__(
+        self,
+        encoder: Encoder,
+        template: Template,
+        max_model_len: int,
+        vocab_size: int,
+        grammars: GrammarChecker | None = None,
+    ) -> None:
+        """`max_model_len` is the context, prompt and output, in tokens; without `grammars` none can be followed."""
         self._encoder = encoder
         self._template = template
+        self._grammars = grammars
         self._max_model_len = max_model_len
         self._vocab_size = vocab_size
         self._max_chars = max_model_len * encoder.max_token_chars
@@ -45,12 +56,14 @@ class Preparer:
                 return self._detokenize(question)
 
     def _submit(self, generate: Generate) -> Submit:
-        def work() -> tuple[Ids, Sampling]:
+        def work() -> tuple[Ids, Sampling, str]:
             token_ids, param = self._prompt(generate)
-            return token_ids, self._limited(generate.sampling, len(token_ids), param)
+            sampling = self._limited(generate.sampling, len(token_ids), param)
+            sampling = self._constrained(sampling, generate.bad_words)
+            return token_ids, sampling, self._grammar(generate.grammar)
 
         outcome, refusal = _contained(work)
-        token_ids, sampling = outcome or (array("i"), generate.sampling)
+        token_ids, sampling, grammar = outcome or (array("i"), generate.sampling, "")
         return Submit(
             rid=generate.rid,
             request_id=generate.request_id,
@@ -65,6 +78,7 @@ class Preparer:
             refusal=refusal,
             tenant=generate.tenant,
             deadline_ns=generate.deadline_ns,
+            grammar=grammar,
         )
 
     def _tokenize(self, question: Tokenize) -> LookUp:
@@ -114,6 +128,46 @@ class Preparer:
         text = self._template.render(chat, self._max_chars)
         return self._encoder.encode_hidden(text, hidden, add_special_tokens)
 
+    # -- what the output may be --------------------------------------------------------------------------------
+
+    def _grammar(self, parts: list[GrammarPart]) -> str:
+        """What the output must follow, as the runner compiles it; "" when it is free."""
+        if not parts:
+            return ""
+        return self._need_grammars(parts[0].param).check(parts)
+
+    def _constrained(self, sampling: Sampling, bad_words: list[str]) -> Sampling:
+        """The sampling with the ids of words that must not come."""
+        if sampling.allowed_ids:
+            self._need_grammars("allowed_token_ids")
+        if not bad_words:
+            return sampling
+        self._need_grammars("bad_words")
+        rows: list[Ids] = []
+        for index, word in enumerate(bad_words):
+            rows += self._spellings(word, f"bad_words[{index}]")
+        bad_ids = array("i", [token_id for row in rows for token_id in row])
+        if len(bad_ids) > MAX_BAD_TOKENS:
+            raise RequestError(f"bad_words: they are {len(bad_ids)} tokens, more than {MAX_BAD_TOKENS}", "bad_words")
+        return replace(sampling, bad_ids=bad_ids, bad_counts=[len(row) for row in rows])
+
+    def _spellings(self, word: str, param: str) -> list[Ids]:
+        """The tokens of a word, as it is and behind a space, where most tokens of words begin."""
+        rows = [self._encoder.encode(word, add_special_tokens=False)]
+        if not rows[0]:
+            raise RequestError(f"{param}: no token is left of it", param)
+        if not word[0].isspace():
+            inner = self._encoder.encode(f" {word}", add_special_tokens=False)
+            # Where the space is a token of its own, the word behind it is what has been found already.
+            if inner[0] != rows[0][0] and len(inner) <= len(rows[0]):
+                rows.append(inner)
+        return rows
+
+    def _need_grammars(self, param: str) -> GrammarChecker:
+        if self._grammars is None:
+            raise RequestError(f"{param}: this model is a mock, whose words cannot be chosen", param)
+        return self._grammars
+
     # -- limits ------------------------------------------------------------------------------------------------
 
     def _check_length(self, num_chars: int, param: str) -> None:
@@ -134,6 +188,7 @@ class Preparer:
         """The sampling with its max_tokens decided, within what the prompt leaves of the context."""
         self._check_ids(sampling.bias_ids, "logit_bias")
         self._check_ids(sampling.stop_token_ids, "stop_token_ids")
+        self._check_ids(sampling.allowed_ids, "allowed_token_ids")
         room = self._max_model_len - prompt_len
         if sampling.prompt_only:
             if room < 0:

@@ -99,6 +99,8 @@ def is_short(question: Question) -> bool:
     match question:
         case Detokenize(token_ids=token_ids):
             return len(token_ids) <= MAX_INLINE_IDS
+        case Generate(grammar=[_, *_]):
+            return False  # it is compiled, to see whether it can be
         case Generate(ids=ids) if ids is not None:
             return True  # only looked through
         case _:

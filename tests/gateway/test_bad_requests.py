@@ -44,6 +44,10 @@ def nested(depth: int) -> dict[str, Any]:
     return {"not": nested(depth - 1)} if depth > 1 else {}
 
 
+def json_schema(schema: Any, **fields: Any) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema} | fields}}
+
+
 def choice(name: str) -> dict[str, Any]:
     return {"tools": [tool()], "tool_choice": {"type": "function", "function": {"name": name}}}
 
@@ -167,15 +171,48 @@ BOTH: list[tuple[dict[str, Any], str]] = [
     ({"priority": -1}, "priority"),
     # Known, but not built.
     ({"prompt_logprobs": 0}, "prompt_logprobs"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
-    ({"structured_outputs": {"regex": "a"}}, "structured_outputs"),
     ({"session_id": "s"}, "session_id"),
-    ({"bad_words": ["x"]}, "bad_words"),
-    ({"allowed_token_ids": [1]}, "allowed_token_ids"),
     ({"use_beam_search": True}, "use_beam_search"),
     ({"length_penalty": 1.1}, "length_penalty"),
-    # Unknown, null or not.
+    # What the output may be.
+    ({"bad_words": ["x"] * 129}, "bad_words"),
+    ({"bad_words": ["a", ""]}, "bad_words[1]"),
+    ({"bad_words": "a"}, "bad_words"),
+    ({"bad_words": ["x" * 1025]}, "bad_words[0]"),
+    ({"allowed_token_ids": []}, "allowed_token_ids"),
+    ({"allowed_token_ids": [1, 500]}, "allowed_token_ids[1]"),
+    ({"allowed_token_ids": [True]}, "allowed_token_ids[0]"),
+    ({"allowed_token_ids": [1], "structured_outputs": {"regex": "a"}}, "allowed_token_ids"),
+    ({"response_format": {"type": "xml"}}, "response_format"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    ({"response_format": {"type": "json_object", "json_schema": {}}}, "response_format.json_schema"),
+    (json_schema({"type": "text"}), "response_format.json_schema.schema.type"),
+    (json_schema({"pattern": "(a"}), "response_format.json_schema.schema.pattern"),
+    (json_schema({"enum": ["x" * (64 << 10)]}), "response_format.json_schema.schema"),
+    (json_schema(nested(33)), ("response_format.json_schema.schema" + ".not" * 32)[:97] + "..."),
+    (json_schema({}, name="a b"), "response_format.json_schema.name"),
+    (json_schema({}, strict="yes"), "response_format.json_schema.strict"),
+    ({"structured_outputs": {}}, "structured_outputs"),
+    ({"structured_outputs": {"json_object": False}}, "structured_outputs"),
+    ({"structured_outputs": {"json": {}, "regex": "a"}}, "structured_outputs"),
+    ({"structured_outputs": {"json_object": True, "choice": ["a"]}}, "structured_outputs"),
+    ({"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}}, "structured_outputs"),
+    ({"structured_outputs": {"json": "{"}}, "structured_outputs.json"),
+    ({"structured_outputs": {"json": "[]"}}, "structured_outputs.json"),
+    ({"structured_outputs": {"json": {"type": 5}}}, "structured_outputs.json.type"),
+    ({"structured_outputs": {"regex": ""}}, "structured_outputs.regex"),
+    ({"structured_outputs": {"regex": "a" * 4097}}, "structured_outputs.regex"),
+    ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+    ({"structured_outputs": {"choice": [""]}}, "structured_outputs.choice[0]"),
+    ({"structured_outputs": {"choice": ["x" * 1000] * 100}}, "structured_outputs.choice"),
+    ({"structured_outputs": {"grammar": "x" * (65 << 10)}}, "structured_outputs.grammar"),
+    ({"structured_outputs": {"whitespace_pattern": "x"}}, "structured_outputs.whitespace_pattern"),
+    # The names of old.
     ({"guided_json": {}}, "guided_json"),
+    ({"guided_regex": "a"}, "guided_regex"),
+    ({"guided_choice": ["a"]}, "guided_choice"),
+    ({"guided_grammar": "a"}, "guided_grammar"),
+    # Unknown, null or not.
     ({"nonsense": None}, "nonsense"),
     ({"x" * 3000: 1}, "x" * 97 + "..."),
 ]
@@ -333,6 +370,7 @@ async def test_neutral_values_are_accepted(ring: ScriptedRing, http: aiohttp.Cli
         "timeout_ms": None,
         "bad_words": [],
         "allowed_token_ids": None,
+        "guided_json": None,
         "use_beam_search": False,
         "length_penalty": 1,
         "repetition_penalty": 1.0,

@@ -49,7 +49,7 @@ async def test_bodies_and_keys(http: aiohttp.ClientSession) -> None:
     chat = schemas["ChatRequest"]
     assert chat["additionalProperties"] is False
     assert chat["properties"]["temperature"]["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 2}
-    assert chat["properties"]["response_format"]["enum"] == [{"type": "text"}, None]
+    assert chat["properties"]["length_penalty"]["enum"] == [1, 1.0, None]
     assert {"type": "string"} in schemas["CompletionRequest"]["properties"]["prompt"]["anyOf"]
     reference = paths["/v1/messages"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert reference == {"$ref": "#/components/schemas/MessagesRequest"}

@@ -14,7 +14,7 @@ from ipc import messages
 from ipc.codec import MAX_FRAME_BYTES, Ids, WireError, decode, encode
 
 # They travel inside messages only.
-RECORDS = {"Refusal", "Sampling", "Output", "Logprobs", "Reading", "Head", "Tail", "Admit"}
+RECORDS = {"Refusal", "Sampling", "GrammarPart", "Output", "Logprobs", "Reading", "Head", "Tail", "Admit"}
 MESSAGE_CLASSES = [
     value
     for name, value in vars(messages).items()

@@ -50,6 +50,9 @@ class World:
         assert name == "scheduler"
         return self
 
+    def outbox(self, name: str) -> World:
+        return self.peer(name)
+
     def send(self, result: Result) -> None:
         self.sent.append((self.now, result))
 

@@ -160,7 +160,7 @@ def test_logprobs_equal_log_softmax_of_transformers(model: Model) -> None:
 
 
 def test_a_failing_forward_fails_that_step_alone(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = model.runner._forward
+    original = model.runner._compute
     calls = iter(range(100))
 
     def fail_once(inputs: Any) -> torch.Tensor:
@@ -168,7 +168,7 @@ def test_a_failing_forward_fails_that_step_alone(model: Model, monkeypatch: pyte
             raise RuntimeError("out of luck")
         return original(inputs)
 
-    monkeypatch.setattr(model.runner, "_forward", fail_once)
+    monkeypatch.setattr(model.runner, "_compute", fail_once)
     # A budget of one prompt a step: the second step holds the second prompt and the first one's decode.
     outcomes, scheduler = generate(
         model.runner, model.ready, model.prompts[:3], [GREEDY] * 3, max_num_batched_tokens=5, pipeline_depth=1

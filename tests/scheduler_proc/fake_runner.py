@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from hashlib import blake2b
 
 from ipc.codec import Ids
-from ipc.messages import Admit, Logprobs, Output, Plan, Result, RunnerReady, Sampling, Submit, Tokens
+from ipc.messages import Admit, Logprobs, Output, Plan, Prepare, Result, RunnerReady, Sampling, Submit, Tokens
 
 VOCAB_SIZE = 11
 EOS = 0
@@ -49,6 +49,12 @@ class FakeRunner:
         self.tokens: dict[int, list[int]] = {}
         self.computed: dict[int, int] = {}
         self.plans: deque[Plan] = deque()
+        self.grammars: set[int] = set()
+
+    def prepare(self, message: Prepare) -> None:
+        self.grammars -= set(message.forget)
+        if message.text != "bad":
+            self.grammars.add(message.grammar)
 
     def execute(self, fail: set[int] | None = None) -> Result:
         """Run the oldest plan; `fail` are indexes into its slots whose work comes to nothing."""
@@ -58,6 +64,7 @@ class FakeRunner:
         for admit in plan.admit:
             assert admit.slot not in self.slots, "a slot is given away twice"
             assert 0 <= admit.slot < self.max_num_seqs
+            assert admit.grammar < 0 or admit.grammar in self.grammars, "a grammar that is not prepared"
             assert 0 <= admit.num_computed < len(admit.token_ids)
             self.slots[admit.slot] = admit
             self.tokens[admit.slot] = list(admit.token_ids)

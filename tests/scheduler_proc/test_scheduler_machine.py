@@ -12,9 +12,10 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from ipc.codec import Ids
 from ipc.config import SchedulerConfig, section
-from ipc.messages import ABORT, ERROR, LENGTH, STOP, TIMEOUT, RunnerReady
+from ipc.messages import ABORT, ERROR, LENGTH, STOP, TIMEOUT, Prepared, RunnerReady
 from ipc.option_table import POLICIES
 from ipc.options import complete
+from scheduler_proc.grammars import Grammars
 from scheduler_proc.scheduler import Scheduler
 from tests.scheduler_proc.fake_runner import EOS, Client, FakeRunner, generate, submit
 
@@ -57,6 +58,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             | ({"max_long_partial_prefills": long_partials} if chunked and long else {})
         )  # fmt: skip
         self.scheduler = Scheduler(ready, section(SchedulerConfig, options))
+        self.scheduler.grammars = Grammars(max_idle=1)
         self.runner = FakeRunner(ready)
         self.client = Client()
         self.depth = depth
@@ -76,11 +78,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         priority=st.integers(-1, 1),
         tenant=st.sampled_from(["", "a", "b"]),
         timeout=st.sampled_from([0, 0, 0, 30]),
+        grammar=st.sampled_from(["", "", "one", "two", "bad"]),
     )
     def send(
         self, prefix: int, rest: list[int], max_tokens: int, n: int, ignore_eos: bool, salt: str,
-        priority: int = 0, tenant: str = "", timeout: int = 0,
+        priority: int = 0, tenant: str = "", timeout: int = 0, grammar: str = "",
     ) -> int:  # fmt: skip
+        ignore_eos = ignore_eos and not grammar  # the end of a grammar is one
         prompt = [5] * prefix + rest
         rid, self.next_rid = self.next_rid, self.next_rid + n
         for choice in range(n):
@@ -88,6 +92,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         message = submit(rid, prompt, max_tokens, n, salt, ignore_eos=ignore_eos)
         message.priority, message.tenant = priority, tenant
         message.deadline_ns = self.now + timeout if timeout else 0
+        message.grammar = grammar
         self.scheduler.submit(message, self.now)
         return rid
 
@@ -104,6 +109,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         if rid + choice in self.client.output and rid + choice not in self.client.reason:
             self.stopped.add(rid + choice)
         self.scheduler.stop_hit([rid + choice], self.now)
+
+    @rule()
+    def compile(self) -> None:
+        """The runner gets to the grammar that has waited longest; it cannot compile a bad one."""
+        outgoing = self.scheduler.grammars.outgoing
+        if outgoing:
+            prepare = outgoing.pop(0)
+            self.runner.prepare(prepare)
+            error = "it is bad" if prepare.text == "bad" else ""
+            self.scheduler.prepared(Prepared(prepare.grammar, error), self.now)
 
     @rule()
     def plan(self) -> None:
@@ -150,6 +165,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
             return
+        while self.scheduler.grammars.outgoing:
+            self.compile()
         for _ in range(5000):
             self.plan()
             if not self.runner.plans:
@@ -160,6 +177,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.scheduler.residents.pool.num_in_use == 0
         stats = self.scheduler.stats()
         assert (stats["waiting"], stats["running"], stats["sequences"], stats["steps_in_flight"]) == (0, 0, 0, 0)
+        assert stats["preparing"] == 0
+        assert self.scheduler.grammars.num_in_use == 0
         assert set(self.client.reason) == set(self.expected)
         for rid, reason in self.client.reason.items():
             if rid in self.stopped:
@@ -184,9 +203,12 @@ def test_a_thousand_random_events_in_one_life(seed: int) -> None:
     rids: list[int] = []
 
     def send() -> None:
+        grammar = rng.choice(["", "", "one", "two", "bad"])
         rest = [rng.randint(1, 3) for _ in range(rng.randint(1, 12))]
         prefix, salt = rng.choice([0, 4, 8, 12]), rng.choice(["", "other"])
-        rid: Any = machine.send(prefix, rest, rng.randint(1, 14), rng.randint(1, 3), rng.random() < 0.5, salt)
+        rid: Any = machine.send(
+            prefix, rest, rng.randint(1, 14), rng.randint(1, 3), rng.random() < 0.5, salt, grammar=grammar
+        )
         rids.append(rid)
 
     def some_rid() -> int:
@@ -194,6 +216,7 @@ def test_a_thousand_random_events_in_one_life(seed: int) -> None:
 
     events = [
         (8, send),
+        (4, machine.compile),
         (12, machine.plan),
         (12, machine.run_step),
         (3, lambda: machine.abort(some_rid(), rng.randint(0, 2))),

@@ -1,0 +1,137 @@
+"""Answers that must look like something, from the embedded model through the whole server, with OpenAI's client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any, Literal
+
+import jsonschema
+import openai
+import pydantic
+import pytest
+
+from benchmark.server import Server
+from tests.e2e.conftest import async_client, client, wait_until_idle
+
+ASK: Any = [{"role": "user", "content": "Invent a person."}]
+
+
+class Person(pydantic.BaseModel):
+    name: str = pydantic.Field(max_length=16)
+    age: int = pydantic.Field(ge=0, le=120)
+    mood: Literal["happy", "sad"]
+    friends: list[Literal["Ann", "Bob"]] = pydantic.Field(max_length=2)
+
+
+def test_parse_with_pydantic(real_server: Server) -> None:
+    answer = client(real_server).chat.completions.parse(
+        model="smol", messages=ASK, response_format=Person, temperature=1, seed=3, max_tokens=120
+    )
+    choice = answer.choices[0]
+    assert choice.finish_reason == "stop"
+    assert isinstance(choice.message.parsed, Person)
+
+
+def test_a_stream_of_a_parsed_answer(real_server: Server) -> None:
+    options: Any = {"model": "smol", "messages": ASK, "response_format": Person, "seed": 4, "max_tokens": 120}
+    with client(real_server).chat.completions.stream(**options) as stream:
+        final = stream.get_final_completion()
+    assert isinstance(final.choices[0].message.parsed, Person)
+
+
+@pytest.mark.parametrize(
+    ("structured", "texts"),
+    [
+        ({"choice": ["red", "green\n"]}, ["red", "green\n"]),
+        ({"regex": "[ab]{2}"}, ["aa", "ab", "ba", "bb"]),
+        ({"grammar": 'start: "x" | "y"'}, ["x", "y"]),
+        ({"grammar": 'root ::= "x" | "y"'}, ["x", "y"]),
+        ({"json": {"enum": [1, None]}}, ["1", "null"]),
+    ],
+)
+def test_structured_outputs(real_server: Server, structured: dict[str, Any], texts: list[str]) -> None:
+    answer = client(real_server).completions.create(
+        model="smol", prompt="Say it:", n=4, seed=1, max_tokens=20, extra_body={"structured_outputs": structured}
+    )
+    assert {choice.text for choice in answer.choices} <= set(texts)
+    assert {choice.finish_reason for choice in answer.choices} == {"stop"}
+
+
+def test_any_object(real_server: Server) -> None:
+    answer = client(real_server).chat.completions.create(
+        model="smol", messages=ASK, response_format={"type": "json_object"}, temperature=0, max_tokens=200
+    )
+    choice = answer.choices[0]
+    if choice.finish_reason == "stop":
+        assert isinstance(json.loads(choice.message.content or ""), dict)
+    assert (choice.message.content or "").startswith("{")
+
+
+def test_bad_schemas_are_refused_and_harm_nobody(real_server: Server) -> None:
+    api = client(real_server)
+    for schema, said in (
+        ({"type": "integer", "minimum": 5, "maximum": 3}, "minimum"),
+        ({"$ref": "#"}, "nothing can satisfy it"),
+        ({"not": {"type": "string"}}, "not"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=said) as raised:
+            api.completions.create(
+                model="smol", prompt="x", max_tokens=4, extra_body={"structured_outputs": {"json": schema}}
+            )
+        assert raised.value.param == "structured_outputs.json"
+    wait_until_idle(real_server)
+
+
+@pytest.mark.asyncio
+async def test_structured_requests_among_free_ones_and_aborts(real_server: Server) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 2e10}}, "required": ["n"]}
+    closed: Any = schema | {"additionalProperties": False}
+
+    async def free(seed: int) -> str:
+        answer = await api.completions.create(model="smol", prompt="One day", seed=seed, max_tokens=24)
+        return answer.choices[0].text
+
+    async def structured(seed: int) -> str:
+        answer = await api.completions.create(
+            model="smol", prompt="A number:", seed=seed, max_tokens=40,
+            extra_body={"structured_outputs": {"json": closed}},
+        )  # fmt: skip
+        return answer.choices[0].text if answer.choices[0].finish_reason == "stop" else '{"n": 0}'
+
+    async with async_client(real_server) as api:
+        alone = [await free(seed) for seed in range(4)]
+        gone = asyncio.create_task(structured(99))
+        mixed = await asyncio.gather(*(each(seed) for seed in range(4) for each in (free, structured)))
+        gone.cancel()
+    assert mixed[::2] == alone
+    for text in mixed[1::2]:
+        jsonschema.validate(json.loads(text), schema)
+    wait_until_idle(real_server)
+
+
+def test_bad_words_and_allowed_tokens(real_server: Server) -> None:
+    api = client(real_server)
+    options: Any = {"model": "smol", "prompt": "The capital of France is", "temperature": 0, "max_tokens": 8}
+    assert "Paris" in api.completions.create(**options).choices[0].text
+    for word in ("Paris", " Paris"):
+        text = api.completions.create(**options, extra_body={"bad_words": [word]}).choices[0].text
+        assert "Paris" not in text
+    body: Any = {"allowed_token_ids": [100, 200], "return_token_ids": True}
+    choice = api.completions.create(**options, extra_body=body).choices[0].to_dict()
+    assert set(choice["token_ids"]) <= {100, 200}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"structured_outputs": {"regex": "a"}}, "structured_outputs.regex"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"bad_words": ["a"]}, "bad_words"),
+        ({"allowed_token_ids": [1]}, "allowed_token_ids"),
+    ],
+)
+def test_the_mock_refuses_by_name(mock_server: Server, fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(openai.BadRequestError, match="mock") as raised:
+        client(mock_server).completions.create(model="mock", prompt="x", extra_body=fields)
+    assert raised.value.param == param
