@@ -1,7 +1,7 @@
 """Where each millisecond of the first token, and of every token behind it, goes.
 
     python -m benchmark.latency [--base-url URL | --launch] [--batch-sizes 1,8] [--input-len 128] [--output-len 64]
-        [--num-iters 10] [--num-iters-warmup 2] [--json FILE] [-- OPTIONS OF launch.py]
+        [--num-iters 10] [--num-iters-warmup 2] [--profile] [--json FILE] [-- OPTIONS OF launch.py]
 
 The requests of a batch are sent together, and the next batch when all of them have ended. The client measures; a
 Quintet server's `timings` say which part of its time to the first token every process had, and its metrics page how
@@ -17,7 +17,9 @@ The stages of a first token lie one behind the other; together they are the clie
     http_and_text   the rest: request to the gateway, token to the detokenizer, text to the gateway and to the client
 
 A token behind the first takes TPOT as the client sees it, `ring` from one result to the next as the scheduler sees it,
-and `runner` on the device: what the ring takes beyond the runner is work that no other step hid.
+and `runner` on the device: what the ring takes beyond the runner is work that no other step hid. With --profile one
+more batch of each size is recorded, in all processes on one clock, and the way of a token through them is shown span by
+span and hop by hop; the timeline itself stays where the server wrote it.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from rich.table import Table
 from benchmark.client import Client, Measured
 from benchmark.events import COMPLETIONS
 from benchmark.metrics_page import Page, page_behind, read_page
+from benchmark.profiled import profiled
 from benchmark.progress import progress_bar
 from benchmark.report import write_json
 from benchmark.server import Server, ServerError
@@ -49,6 +52,8 @@ from benchmark.serving.prompts import Lengths, PromptError, built_in
 from benchmark.serving.tokens import Counter, find_counter
 from benchmark.serving.traffic import Form, Sent, send_all
 from benchmark.targets import TargetError, api_headers, first_model, root_of
+from benchmark.trace import TraceError, load
+from benchmark.trace_report import report
 
 STAGES = ("tokenize", "to_scheduler", "queue", "batch_wait", "first_step", "http_and_text")
 PERCENTILES = (50, 90, 99)
@@ -142,6 +147,11 @@ async def measure_batches(
         tokens = sum(sent.measured.completion_tokens for batch in batches for sent in batch)
         after = None if before is None else await page_behind(client, before, tokens)
         found.append(figures(size, batches, before, after))
+        if args.profile:
+            requests = await built_in(size, lengths, counter, f"{args.seed} {size} profiled")
+            async with profiled(client, {"torch": False}) as trace:  # that alone would cost more than a step
+                await send_all(client, form, requests, [0.0] * size, None, TIMEOUT_S)
+            found[-1]["way_of_a_token"] = report(load(trace.path))["token"]
     return found
 
 
@@ -194,6 +204,10 @@ def show(console: Console, found: dict[str, Any]) -> None:
     names = dict.fromkeys(name for column in columns for name in column.get("cpu_ms_a_token", {}))
     for name in names:
         row(f"CPU a token: {name}", [column["cpu_ms_a_token"].get(name) for column in columns], 3)
+    table.add_section()
+    ways = [{span["what"]: span["mean"] / 1000 for span in column.get("way_of_a_token", ())} for column in columns]
+    for what in dict.fromkeys(what for way in ways for what in way):
+        row(what, [way.get(what) for way in ways], 3)
     console.print(table)
 
 
@@ -208,6 +222,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--num-iters", type=_count, default=10, help="batches of each size (default: 10)")
     parser.add_argument("--num-iters-warmup", type=_count, default=2, help="batches before those (default: 2)")
     parser.add_argument("--seed", type=int, default=42, help="of the prompts (default: 42)")
+    parser.add_argument("--profile", action="store_true", help="record a batch of each size, and show a token's way")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
     parser.add_argument("options", nargs="*", metavar="OPTION", help="options of launch.py, behind --")
     args = parser.parse_args(argv)
@@ -219,10 +234,10 @@ def main(argv: list[str] | None = None) -> int:
         with contextlib.ExitStack() as stack:
             url = stack.enter_context(Server(args.options)).url if args.launch else root_of(args.base_url)
             found = uvloop.run(run(args, url))
-        show(Console(), found)
         if args.json:
             write_json(args.json, found)
-    except (TargetError, PromptError, ServerError, OSError, ValueError) as error:
+        show(Console(), found)
+    except (TargetError, PromptError, ServerError, TraceError, OSError, ValueError) as error:
         print(f"benchmark.latency: {error}", file=sys.stderr)
         return 2
     return 0

@@ -206,9 +206,9 @@ def main(argv: list[str] | None = None) -> int:
         if args.runs < 1:
             raise StartupError(f"--runs: must be at least 1, got {args.runs}")
         found = measure(from_command_line(["--port=0", "--log-level=warning", *args.options], os.environ), args.runs)
-        show(Console(), found)
         if args.json:
             write_json(args.json, found)
+        show(Console(), found)
     except (StartupError, OptionError, OSError) as error:
         print(f"benchmark.startup: {error}", file=sys.stderr)
         return 2

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmark.accuracy.asking import ask_all
-from benchmark.accuracy.parity import ParityError, Reference, compare, continuation, summary
+from benchmark.accuracy.parity import ParityError, Reference, compare, continuations, summary
 from benchmark.accuracy.questions import DATASETS, Question, choose, read_questions
 from benchmark.accuracy.scores import Graded, by_subject, score
 from benchmark.accuracy.texts import TEXTS
@@ -71,7 +71,7 @@ async def check_parity(args: argparse.Namespace, url: str) -> dict[str, Any]:
         model = args.model or await first_model(pool, url)
         count = args.max_tokens or PARITY_TOKENS
         try:
-            got = [await continuation(pool, model, text, count) for text in TEXTS[: args.num_samples]]
+            got = await continuations(pool, model, TEXTS[: args.num_samples], count, args.concurrency)
         except OSError as error:
             raise TargetError(f"{url}: {error}") from None
     reference = Reference(folder)
@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--subjects", default="", help="subjects of MMLU, separated by commas (default: all)")
     parser.add_argument("--seed", type=int, default=42, help="of the choice of questions (default: 42)")
     parser.add_argument("--max-tokens", type=_count, default=0, help="of an answer (default: mmlu 32, gsm8k 512)")
-    parser.add_argument("--concurrency", type=_count, default=8, help="questions at a time (default: 8)")
+    parser.add_argument("--concurrency", type=_count, default=8, help="questions or texts at a time (default: 8)")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for one answer (default: 300)")
     parser.add_argument("--base-url", default="", help="root of the server (default: http://localhost:8000)")
     parser.add_argument("--launch", action="store_true", help="start a Quintet server, with the options behind --")

@@ -7,6 +7,7 @@ continuations part. Where they do, the gap between the reference's two best cand
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -48,8 +49,20 @@ class Compared:
 # -- the server --------------------------------------------------------------------------------------------------------
 
 
-async def continuation(pool: ConnectionPool, model: str, text: str, max_tokens: int) -> Continuation:
-    """Ask the server. Raises ParityError."""
+async def continuations(
+    pool: ConnectionPool, model: str, texts: Sequence[str], max_tokens: int, concurrency: int
+) -> list[Continuation]:
+    """What the server makes of each text, so many at a time. Raises ParityError and OSError."""
+    turn = asyncio.Semaphore(concurrency)
+
+    async def one(text: str) -> Continuation:
+        async with turn:
+            return await _continuation(pool, model, text, max_tokens)
+
+    return await asyncio.gather(*(one(text) for text in texts))
+
+
+async def _continuation(pool: ConnectionPool, model: str, text: str, max_tokens: int) -> Continuation:
     prompt_ids = (await _post(pool, "/tokenize", {"model": model, "prompt": text}))["tokens"]
     body = {"model": model, "prompt": prompt_ids, "temperature": 0, "logprobs": 1, "max_tokens": max_tokens}
     [choice] = (await _post(pool, "/v1/completions", {**body, "ignore_eos": True, "return_token_ids": True}))["choices"]

@@ -29,6 +29,7 @@ from benchmark.client import Client
 from benchmark.datasets import DatasetError, read_rows
 from benchmark.events import CHAT, COMPLETIONS
 from benchmark.plot import NoPlotError, check_matplotlib
+from benchmark.profiled import profiled
 from benchmark.progress import progress_bar
 from benchmark.report import write_csv, write_json
 from benchmark.server import Server, ServerError
@@ -172,7 +173,12 @@ async def run(args: argparse.Namespace, url: str, server: Server | None, progres
             form = Form(model, chat, args.temperature, ignore_eos, args.extra_body)
             bench = Bench(args, client, form, counter, turns, server, progress=progress)
             await bench.warm_up()
-            return [await bench.level(index, level) for index, level in enumerate(levels)]
+            async with contextlib.AsyncExitStack() as stack:
+                trace = await stack.enter_async_context(profiled(client, {})) if args.profile else None
+                results = [await bench.level(index, level) for index, level in enumerate(levels)]
+            if trace is not None:
+                print(f"the server's profile: {trace.path}")
+            return results
         except OSError as error:
             raise TargetError(f"{url}: {error}") from None
 
@@ -216,11 +222,11 @@ def main(argv: list[str] | None = None) -> int:
         if args.plot:
             check_matplotlib()
         figures = measure(args)
+        write(args, figures)
         console = Console()
         show(console, figures["levels"], arguments.metrics(args), arguments.percentiles(args))
         if "server" in figures:
             show_server(console, figures["server"], figures["levels"])
-        write(args, figures)
     except (
         ArgumentsError, DatasetError, NoPlotError, PromptError, ServerError, TargetError, TokenizerFileError,
         OSError,        ValueError,

@@ -83,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     output.add_argument("--result-filename", default="", help="the name of that file, if it is one")
     output.add_argument("--label", default="", help="the beginning of their names (default: the backend)")
     output.add_argument("--metadata", nargs="+", default=[], metavar="K=V", help="more keys of the results")
+    output.add_argument("--profile", action="store_true", help="have the server record itself (/start_profile)")
     output.add_argument("--json", type=Path, metavar="FILE", help="write all levels to this file")
     output.add_argument("--csv", type=Path, metavar="FILE", help="write a row for each level")
     output.add_argument("--plot", type=Path, metavar="FILE", help="draw throughput and latency over the levels")

@@ -70,8 +70,7 @@ async def send_all(
         turn = asyncio.Semaphore(max_concurrency)
     await client.open(min(max_concurrency or len(requests), len(requests)))
 
-    async def send(request: Request, due: float) -> Sent:
-        arrived = time.monotonic()
+    async def send(request: Request, due: float, arrived: float) -> Sent:
         async with turn:
             measured = await client.complete(form.body(request), timeout_s)
         on_done()
@@ -80,8 +79,9 @@ async def send_all(
     started, cpu_s = time.monotonic(), time.process_time()
     tasks = []
     for request, at_s in zip(requests, times_s, strict=True):
-        if (wait := started + at_s - time.monotonic()) > 0:
+        due = started + at_s
+        if (wait := due - time.monotonic()) > 0:
             await asyncio.sleep(wait)
-        tasks.append(asyncio.create_task(send(request, started + at_s)))
+        tasks.append(asyncio.create_task(send(request, due, arrived=time.monotonic())))
     sent = await asyncio.gather(*tasks)
     return Traffic(sent, started, time.monotonic() - started, time.process_time() - cpu_s)

@@ -70,8 +70,8 @@ def test_a_metrics_page_is_read() -> None:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with Server(["--model=mock"]) as started:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(["--model=mock", f"--profile-dir={tmp_path_factory.mktemp('profiles')}"]) as started:
         yield started
 
 
@@ -79,7 +79,7 @@ def test_a_run_against_a_server(server: Server, tmp_path: Path) -> None:
     path = tmp_path / "latency.json"
     argv = [
         f"--base-url={server.url}", "--batch-sizes=1,3", "--num-iters=2", "--num-iters-warmup=1", "--input-len=30",
-        "--output-len=12", f"--json={path}",
+        "--output-len=12", "--profile", f"--json={path}",
     ]  # fmt: skip
     assert main(argv) == 0
     found = json.loads(path.read_text())
@@ -88,6 +88,9 @@ def test_a_run_against_a_server(server: Server, tmp_path: Path) -> None:
         assert (column["prompt_tokens"], column["completion_tokens"], column["cached_tokens"]) == (30, 12, 0)
         stages = column["ttft_stages_ms"]
         assert sum(stage["mean"] for stage in stages.values()) == pytest.approx(column["mean_ttft_ms"], abs=0.01)
+        assert {"scheduler: plan", "model: step", "detokenizer: detokenize", "gateway: text"} <= {
+            span["what"] for span in column["way_of_a_token"]
+        }
         assert set(column["cpu_ms_a_token"]) == {"gateway", "tokenizer", "scheduler", "model", "detokenizer"}
 
 

@@ -139,16 +139,16 @@ def test_an_error_among_the_events_is_raised() -> None:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with Server(["--model=mock"]) as started:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(["--model=mock", f"--profile-dir={tmp_path_factory.mktemp('profiles')}"]) as started:
         yield started
 
 
-def test_a_sweep_with_all_its_files(server: Server, tmp_path: Path) -> None:
+def test_a_sweep_with_all_its_files(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = [
         f"--base-url={server.url}/v1", "--concurrencies=1,3", "--num-requests=5", "--input-len=40", "--output-len=9",
         "--goodput", "ttft:60000", "--save-result", "--save-detailed", f"--result-dir={tmp_path / 'results'}",
-        "--metadata", "commit=abc", f"--json={tmp_path / 'all.json'}", f"--csv={tmp_path / 'all.csv'}",
+        "--profile", "--metadata", "commit=abc", f"--json={tmp_path / 'all.json'}", f"--csv={tmp_path / 'all.csv'}",
     ]  # fmt: skip
     assert main(argv) == 0
     first, second = (json.loads(path.read_text()) for path in sorted((tmp_path / "results").iterdir()))
@@ -163,6 +163,7 @@ def test_a_sweep_with_all_its_files(server: Server, tmp_path: Path) -> None:
         assert result["output_lens"] == [9] * 5
         assert result["max_concurrent_requests"] <= result["max_concurrency"]
         assert result["server_queue_times"][0] >= 0
+    assert Path(capsys.readouterr().out.partition("the server's profile: ")[2].splitlines()[0]).is_file()
     everything = json.loads((tmp_path / "all.json").read_text())
     assert [level["p99_ttft_ms"] for level in everything["levels"]] == [first["p99_ttft_ms"], second["p99_ttft_ms"]]
     assert [row["max_concurrency"] for row in csv.DictReader((tmp_path / "all.csv").open())] == ["1", "3"]
