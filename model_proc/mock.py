@@ -14,7 +14,7 @@ from collections.abc import Callable
 from ipc.codec import Ids
 from ipc.config import ModelConfig
 from ipc.messages import Admit, Logprobs, ModelFiles, Plan, Prepare, Prepared, Result, RunnerReady
-from ipc.mock_vocabulary import EOS_ID, MAX_MODEL_LEN, VOCAB_SIZE, answer_id
+from ipc.mock_vocabulary import EOS_ID, MAX_MODEL_LEN, SILENT_ID, VOCAB_SIZE, answer_id
 from model_proc.mock_cost import Work, load_profile
 
 NUM_BLOCKS = 16384
@@ -38,11 +38,16 @@ class Slot:
 
     __slots__ = ("answer_start", "num_computed", "num_left", "prompt_only")
 
-    def __init__(self, admit: Admit, num_silent: int) -> None:
+    def __init__(self, admit: Admit, silent_prefill: bool) -> None:
         self.num_computed = admit.num_computed
-        self.num_left = len(admit.token_ids) - admit.num_computed
-        self.answer_start = admit.output_start + num_silent
         self.prompt_only = admit.sampling.prompt_only
+        missing = len(admit.token_ids) - admit.num_computed
+        # One token behind a context that is there: that is what a decode computes, so there is no prefill.
+        is_decode = missing == 1 and admit.num_computed > 0 and not self.prompt_only
+        self.num_left = 0 if is_decode else missing
+        output = admit.token_ids[admit.output_start : admit.output_start + 1]
+        was_silent = output[0] == SILENT_ID if output else self.num_left > 0
+        self.answer_start = admit.output_start + (silent_prefill and was_silent)
 
 
 class MockRunner:
@@ -116,7 +121,7 @@ class MockRunner:
             self._slots.pop(number, None)
             self._with_logprobs.discard(number)
         for admit in plan.admit:
-            self._slots[admit.slot] = Slot(admit, int(self._profile.silent_prefill))
+            self._slots[admit.slot] = Slot(admit, self._profile.silent_prefill)
             if admit.sampling.logprobs >= 0:
                 self._with_logprobs.add(admit.slot)
         slots, sampled = self._slots, result.slots

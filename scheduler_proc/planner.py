@@ -68,6 +68,7 @@ class Planner:
             prefills = [sequence for sequence in running if sequence.num_tokens - sequence.num_planned > 1]
             order = self._config.prefill_order
             if order == "decode-first":
+                self._admit(step, now, most=1)  # what is left of a prompt in the cache is a decode
                 self._go_on(step, decodes, now)
             self._go_on(step, prefills, now)
             self._admit(step, now)
@@ -184,8 +185,11 @@ class Planner:
 
     # -- the new ones --------------------------------------------------------------------------------------------------
 
-    def _admit(self, step: Step, now: int) -> None:
-        """Admit waiting sequences while there is budget, a slot, and memory for the next one's whole prompt."""
+    def _admit(self, step: Step, now: int, most: int = UNLIMITED) -> None:
+        """Admit waiting sequences while there is budget, a slot, and memory for the next one's whole prompt.
+
+        The first one of which more than `most` tokens are missing from the cache ends it.
+        """
         residents, waiting = self._residents, self._waiting
         if not residents.free_slots or len(waiting) == 0 or step.room <= 0:
             return
@@ -197,6 +201,8 @@ class Planner:
             length = len(sequence.token_ids)
             shared = residents.match(sequence)
             missing_tokens = length - len(shared) * self._block_size
+            if missing_tokens > most:
+                return
             if self._finds_more_soon(step, sequence, len(shared), missing_tokens):
                 continue
             sequence.is_long = missing_tokens > self._long

@@ -90,8 +90,24 @@ class TestSampling:
 
     def test_a_preempted_sequence_goes_on_where_it_was(self) -> None:
         runner = make(Clock(), mock_profile="seed")
-        runner.launch(plan(0, {0: 8, 1: 8}, [admit(0, 8, num_output=3), admit(1, 8, num_output=0)]))
-        assert runner.collect().token_ids.tolist() == [3, SILENT_ID]
+        preempted = admit(0, 8, num_output=3)
+        preempted.token_ids[5:] = Ids("i", [SILENT_ID, 1, 2])
+        cached = admit(1, 8, num_output=3, num_computed=7)  # had no silent token, because its prompt was cached
+        cached.token_ids[5:] = Ids("i", [1, 2, 3])
+        runner.launch(plan(0, {0: 8, 1: 1, 2: 8}, [preempted, cached, admit(2, 8)]))
+        assert runner.collect().token_ids.tolist() == [3, 4, SILENT_ID]
+
+    def test_a_prompt_that_is_cached_but_for_its_last_token_has_no_prefill(self) -> None:
+        runner = make(clock := Clock(), mock_profile="seed")
+        runner.launch(plan(0, {0: 1}, [admit(0, 8, num_computed=7)]))
+        [cached] = in_turn(runner, clock)
+        assert cached.token_ids.tolist() == [1]
+        assert cached.finished_ns <= 20 * MS
+        started = clock.now
+        runner.launch(plan(1, {1: 1}, [admit(1, 1)]))  # a prompt of one token, and nothing cached
+        [cold] = in_turn(runner, clock)
+        assert cold.token_ids.tolist() == [SILENT_ID]
+        assert cold.finished_ns - started >= 10 * MS
 
     def test_a_slot_that_was_given_back_begins_anew(self) -> None:
         runner = make(Clock())
@@ -136,7 +152,7 @@ class TestTime:
         clock.now = 5 * MS
         runner.launch(plan(3, {0: 147, 1: 20, 2: 1}, [admit(0, 147), admit(1, 300, 100), admit(2, 5, 4)]))
         seed = load_profile("seed")
-        duration = seed.duration_ns(3, Work(prefills=[147, 20, 1], tokens=168, kv_tokens=147 + 120 + 5))
+        duration = seed.duration_ns(3, Work(decodes=1, prefills=[147, 20], tokens=168, kv_tokens=147 + 120 + 5))
         [result] = in_turn(runner, clock)
         assert (result.started_ns, result.finished_ns) == (5 * MS, 5 * MS + duration)
 

@@ -114,6 +114,19 @@ def test_decode_first_serves_a_less_important_decode_before_a_prefill() -> None:
     assert mixed.step() == {1: 32}, "the important prefill takes all"
 
 
+def test_decode_first_takes_a_prompt_in_the_cache_for_a_decode() -> None:
+    bench = Bench(prefill_order="decode-first", max_num_step_seqs=1)
+    bench.send(0, 9, max_tokens=1, first=5)
+    assert bench.step() == {0: 9}
+    bench.send(1, 4)
+    assert bench.step() == {1: 4}
+    bench.send(2, 9, first=5)
+    bench.send(3, 9)
+    bench.send(4, 9, first=5)
+    assert bench.step() == {2: 1}, "8 of its 9 tokens are cached"
+    assert [bench.step() for _ in range(3)] == [{1: 1}, {2: 1}, {1: 1}], "behind a cold prompt nobody is looked at"
+
+
 def test_a_long_prefill_gets_the_threshold_and_short_ones_pass_it() -> None:
     bench = Bench(long_prefill_token_threshold=10, max_long_partial_prefills=1)
     bench.send(0, 35)
