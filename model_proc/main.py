@@ -20,9 +20,7 @@ from model_proc.runner import Runner
 from model_proc.step_times import StepTimes
 
 POLL_NS = 20_000  # how often a step is looked at that does not say when it will be done
-NAP_NS = 100_000  # and how long a plan may lie unread in the last millisecond of one that does
 SLACK_NS = 50_000  # how late Linux wakes a sleeper: the rest of the way to the end of a step is not slept
-MILLISECOND_NS = 1_000_000
 STATS_INTERVAL_NS = 100_000_000
 
 
@@ -47,7 +45,6 @@ def execute(
     runner: Runner,
     ready: RunnerReady,
     clock: Callable[[], int] = time.monotonic_ns,
-    sleep: Callable[[float], None] = time.sleep,
 ) -> None:
     """Launch plans as they come and send each result when its step is done, until shutdown.
 
@@ -63,7 +60,7 @@ def execute(
     next_stats_ns = 0
     while process.running:
         if not plans:
-            for message in wait(process, runner, clock, sleep):
+            for message in wait(process, runner, clock):
                 if type(message) is Plan:
                     plans.append(message)
                 elif type(message) is Prepare:
@@ -95,17 +92,13 @@ def execute(
             next_stats_ns = clock() + STATS_INTERVAL_NS
 
 
-def wait(process: Process, runner: Runner, clock: Callable[[], int], sleep: Callable[[float], None]) -> list[Any]:
+def wait(process: Process, runner: Runner, clock: Callable[[], int]) -> list[Any]:
     """Messages that have arrived. Waits for one as long as no step is due: for ever when none is in flight."""
     if not runner.in_flight:
         return process.receive()
     due = runner.next_done_ns
     left = POLL_NS if due is None else max(0, due - SLACK_NS - clock())
-    # The inbox waits in whole milliseconds.
-    messages = process.receive(left // MILLISECOND_NS / 1000, working=True)
-    if not messages and 0 < left < MILLISECOND_NS:
-        sleep(min(left, NAP_NS) / 1e9)
-    return messages
+    return process.receive(left / 1e9, working=True)
 
 
 def check_capacity(ready: RunnerReady) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import zmq
 
+from ipc import sockets
 from ipc.codec import encode
 from ipc.messages import Abort, Lost, Shutdown
 from ipc.sockets import EARLY_LIMIT, RECEIVE_LIMIT, Inbox, Outbox, address
@@ -48,10 +51,7 @@ def test_bad_and_stale_frames_are_counted_and_dropped(
     foreign.connect(address(run_dir, "model", 2))
     for frame in (b"", b"noise", encode(Abort([1]), 1), encode(Abort([2]), 2)[:-1], encode(Abort([3]), 2)):
         foreign.send(frame)
-    messages: list[Abort] = []
-    while not messages:
-        messages = inbox.receive(5.0)
-    assert messages == [Abort([3])]
+    assert inbox.receive(5.0) == [Abort([3])]
     assert (inbox.bad_frames, inbox.stale_frames) == (3, 1)
     assert "dropped a frame of 5 bytes: not msgpack" in caplog.text
 
@@ -61,6 +61,32 @@ def test_receive_does_not_wait_when_told_so(context: zmq.Context[zmq.Socket[byte
     assert inbox.receive(0) == []
     Outbox(context, run_dir, "model", epoch=1).send(Shutdown())
     assert inbox.receive(5.0) == [Shutdown()]
+
+
+@pytest.mark.parametrize("select_limit", [1024, 0], ids=["select", "poll"])
+def test_receive_waits_for_a_message_or_its_time(
+    context: zmq.Context[zmq.Socket[bytes]], run_dir: str, monkeypatch: pytest.MonkeyPatch, select_limit: int
+) -> None:
+    monkeypatch.setattr(sockets, "SELECT_LIMIT", select_limit)
+    inbox = Inbox(context, run_dir, "model", epoch=1)
+    started = time.monotonic()
+    assert inbox.receive(0.0021) == []
+    assert time.monotonic() - started >= 0.002
+    sender = threading.Timer(0.01, Outbox(context, run_dir, "model", epoch=1).send, [Abort([1])])
+    sender.start()
+    assert inbox.receive() == [Abort([1])]
+    sender.join()
+
+
+def test_a_bad_frame_does_not_end_the_wait(context: zmq.Context[zmq.Socket[bytes]], run_dir: str) -> None:
+    inbox = Inbox(context, run_dir, "model", epoch=1)
+    foreign = context.socket(zmq.PUSH)
+    foreign.connect(address(run_dir, "model", 1))
+    foreign.send(b"noise")
+    assert inbox.receive(0.2) == []
+    assert inbox.bad_frames == 1
+    foreign.send(encode(Abort([2]), 1))
+    assert inbox.receive() == [Abort([2])]
 
 
 def test_a_send_never_blocks_without_a_peer(context: zmq.Context[zmq.Socket[bytes]], run_dir: str) -> None:

@@ -11,7 +11,7 @@ from ipc.config import ModelConfig, section
 from ipc.messages import Admit, Lost, Plan, Result, RunnerReady, Sampling
 from ipc.options import complete
 from ipc.spans import Spans
-from model_proc.main import NAP_NS, POLL_NS, SLACK_NS, execute
+from model_proc.main import POLL_NS, SLACK_NS, execute
 from model_proc.mock import MockRunner, describe_mock
 
 MS = 1_000_000
@@ -23,8 +23,7 @@ LOOK_NS = 10_000  # what it costs to look for messages without waiting
 class World:
     """A process of the ring and its clock. Messages arrive at set times; after the last one it is told to leave.
 
-    Time passes only where the loop waits: in `receive` until a message or the time limit, in `sleep` as long as asked
-    and, as on a real machine, a little longer.
+    Time passes only in `receive`: until a message, or until the time limit and, as on a real machine, a little longer.
     """
 
     def __init__(self, arrivals: dict[int, list[Any]], until_ns: int) -> None:
@@ -35,16 +34,11 @@ class World:
         self.running = True
         self.sent: list[tuple[int, Any]] = []  # when, what
         self.waits: list[float | None] = []  # of `receive`, seconds
-        self.naps: list[int] = []  # ns
         self._arrivals = deque(sorted(arrivals.items()))
         self._until_ns = until_ns
 
     def clock(self) -> int:
         return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.naps.append(round(seconds * 1e9))
-        self.now += self.naps[-1] + SLACK_NS
 
     def peer(self, name: str) -> World:
         assert name == "scheduler"
@@ -59,8 +53,10 @@ class World:
     def receive(self, timeout_s: float | None = None, working: bool = False) -> list[Any]:
         assert working == (timeout_s is not None), "it waits for a step, or for work"
         self.waits.append(timeout_s)
-        assert timeout_s is None or timeout_s * 1000 == round(timeout_s * 1000), "the inbox waits in milliseconds"
-        limit = self._until_ns if timeout_s is None else self.now + max(LOOK_NS, round(timeout_s * 1e9))
+        if timeout_s is None:
+            limit = self._until_ns
+        else:
+            limit = self.now + (round(timeout_s * 1e9) + SLACK_NS if timeout_s else LOOK_NS)
         if self._arrivals and self._arrivals[0][0] <= limit:
             at, messages = self._arrivals.popleft()
             self.now = max(self.now, at)
@@ -70,7 +66,7 @@ class World:
         return []
 
     def run(self, runner: Any) -> None:
-        execute(self, runner, READY, self.clock, self.sleep)  # type: ignore[arg-type]  # as much of a Process as it uses
+        execute(self, runner, READY, self.clock)  # type: ignore[arg-type]  # as much of a Process as it uses
 
 
 def prefill(step: int, tokens: int) -> Plan:
@@ -89,27 +85,16 @@ def mock(world: World, folder: Path, **options: Any) -> MockRunner:
 def test_idle_is_blocked(tmp_path: Path) -> None:
     world = World({}, until_ns=60_000 * MS)
     world.run(mock(world, tmp_path))
-    assert (world.waits, world.naps) == ([None], [])
+    assert world.waits == [None]
 
 
-def test_a_step_is_waited_for_in_milliseconds_and_then_in_naps(tmp_path: Path) -> None:
+def test_a_step_is_waited_for_with_allowance_for_a_late_wake_up(tmp_path: Path) -> None:
     world = World({7 * MS: [prefill(0, 203)]}, until_ns=100 * MS)
     world.run(mock(world, tmp_path))
     [(sent, result)] = world.sent
     assert (result.started_ns, result.finished_ns) == (7 * MS, 27_300 * US)
     assert result.finished_ns <= sent <= result.finished_ns + LOOK_NS
-    assert [wait for wait in world.waits if wait != 0.0] == [None, 0.020, None]
-    assert world.naps
-    assert max(world.naps) <= NAP_NS
-
-
-def test_the_last_nap_allows_for_its_lateness(tmp_path: Path) -> None:
-    world = World({0: [prefill(0, 1)]}, until_ns=100 * MS)
-    (tmp_path / "short.toml").write_text("[step]\nfixed_ms = 0.23\n")
-    world.run(mock(world, tmp_path, mock_profile=str(tmp_path / "short.toml")))
-    assert world.naps == [100 * US, 20 * US]
-    [(sent, _)] = world.sent
-    assert 230 * US <= sent <= 230 * US + LOOK_NS
+    assert [wait for wait in world.waits if wait != 0.0] == [None, (20_300 * US - SLACK_NS) / 1e9, None]
 
 
 def test_the_next_plan_is_launched_while_a_step_runs(tmp_path: Path) -> None:
@@ -124,12 +109,11 @@ def test_a_free_lane_begins_at_once_and_ends_first(tmp_path: Path) -> None:
     assert [(at, r.step, r.started_ns) for at, r in world.sent] == [(8 * MS, 1, 3 * MS), (20 * MS, 0, 0)]
 
 
-def test_a_plan_lies_unread_no_longer_than_a_nap(tmp_path: Path) -> None:
+def test_a_plan_is_read_as_it_comes(tmp_path: Path) -> None:
     arrival = 19_950 * US
     world = World({0: [prefill(0, 209)], arrival: [prefill(1, 50)]}, until_ns=100 * MS)
     world.run(mock(world, tmp_path, mock_lanes=2))
-    started = next(result.started_ns for _, result in world.sent if result.step == 1)
-    assert arrival <= started <= arrival + NAP_NS + SLACK_NS
+    assert next(result.started_ns for _, result in world.sent if result.step == 1) == arrival
 
 
 def test_several_that_end_together_are_all_sent(tmp_path: Path) -> None:
@@ -166,8 +150,8 @@ class Unforeseeable:
 def test_a_runner_that_does_not_say_is_polled() -> None:
     world = World({}, until_ns=100 * MS)
     world.run(Unforeseeable(world, 200 * US))
-    assert world.naps == [POLL_NS] * 3
-    assert [at for at, _ in world.sent] == [3 * (LOOK_NS + POLL_NS + SLACK_NS)]
+    assert world.waits[:3] == [POLL_NS / 1e9] * 3
+    assert [at for at, _ in world.sent] == [3 * (POLL_NS + SLACK_NS)]
 
 
 def test_the_successor_of_a_lost_scheduler_finds_an_empty_runner(tmp_path: Path) -> None:
