@@ -45,6 +45,9 @@ from ipc.sockets import Inbox, Outbox
 from supervision.child import PACKAGES
 from supervision.supervisor import Supervisor
 
+# What the caller sees and hands in is its own affair.
+LIKE_A_CALLER = {"log_level": "warning", "max_num_queued_tokens": 1 << 60}
+
 Prompt = str | Sequence[int]
 Messages = Sequence[dict[str, Any]]
 
@@ -129,7 +132,7 @@ class LLM:
 
     def __init__(self, model: str = "smollm2-135m", **options: Any) -> None:
         self._closed = False
-        self._options = complete({"log_level": "warning", "model": model, **options, "restart_limit": 0})
+        self._options = complete({**LIKE_A_CALLER, "model": model, **options, "restart_limit": 0})
         processes = [name for name in PACKAGES if name != "gateway"]
         self._supervisor = Supervisor(self._options, processes)
         ring = self._supervisor.ring_for("gateway")

@@ -10,6 +10,7 @@ from detok_proc.outgoing import Outgoing
 from detok_proc.sequence import Ending, Sequence
 from detok_proc.stop import StopMatcher
 from detok_proc.vocabulary import Vocabulary
+from ipc import faults
 from ipc.messages import Head, Logprobs, Refusal, Tail, Tokens
 
 log = logging.getLogger(__name__)
@@ -96,6 +97,8 @@ class Detokenizer:
             try:
                 if logprobs is not None and logprobs.counts[row]:
                     self._add_logprobs(sequence, logprobs, ends[row] - logprobs.counts[row], ends[row])
+                if faults.armed:
+                    faults.at("text")
                 if not silent or silent.get(rid) != token_id:
                     hit = sequence.decode(token_id)
             except Exception:

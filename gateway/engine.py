@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from gateway.admission import Admission
 from gateway.errors import ApiError
 from gateway.logprobs import Row, rows_of
 from gateway.losses import Losses
@@ -50,7 +51,7 @@ class Engine:
     """`send` puts a message into the tokenizer's inbox, `send_scheduler` into the scheduler's.
 
     `admit` raises ApiError when no request can be served now. `rids` is where this run's rids begin, `tokenizer` the
-    epoch of the tokenizer's run.
+    epoch of the tokenizer's run. Beyond `most_under_way` sequences requests are refused, for `retry_after_s`.
     """
 
     def __init__(
@@ -60,6 +61,8 @@ class Engine:
         admit: Callable[[], object] = lambda: None,
         rids: int = 1,
         tokenizer: int = 0,
+        most_under_way: int = 1 << 30,
+        retry_after_s: Callable[[], float] = lambda: 1.0,
     ) -> None:
         self.observer = Observer()
         self._send = send
@@ -67,6 +70,8 @@ class Engine:
         self._admit = admit
         self._next_rid = rids
         self._losses = Losses(tokenizer)
+        self._admission = Admission(most_under_way)
+        self._retry_after_s = retry_after_s
         self._live: dict[int, Sequence] = {}
         self._streams: set[Stream] = set()
         self._look_ups: dict[int, asyncio.Future[Any]] = {}
@@ -87,6 +92,7 @@ class Engine:
         for generate in job.generates:
             generate.rid = self._take_rids(generate.n)
             rids.extend(range(generate.rid, generate.rid + generate.n))
+        self._admission.enter(rids, self._retry_after_s())
         stream = Stream(job, rids)
         stream.tokenizer = self._losses.tokenizer
         self._live.update(zip(rids, stream.sequences, strict=True))
@@ -153,6 +159,7 @@ class Engine:
         for head in text.heads:
             if (sequence := live.get(head.rid)) is not None:
                 sequence.head = head
+                self._admission.leave(head.rid)
         rows: list[Row] = [] if text.logprobs is None else rows_of(text.logprobs)
         touched: list[Sequence] = []
         start = 0
@@ -227,6 +234,8 @@ class Engine:
 
     def _forget(self, stream: Stream) -> None:
         unfinished = [rid for rid in stream.rids if self._live.pop(rid, None) is not None]
+        for rid in unfinished:
+            self._admission.leave(rid)
         if unfinished:
             self._send(Abort(unfinished))
         self.observer.closed(stream)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NoReturn
 
@@ -36,7 +37,7 @@ RETRY_HEADERS = {
     409: {"x-should-retry": "false"},
     501: {"x-should-retry": "false"},
     429: {"Retry-After": "1", "retry-after-ms": "1000"},
-    503: {"Retry-After": "5"},
+    503: {"Retry-After": "5", "retry-after-ms": "5000"},
 }
 
 
@@ -53,18 +54,21 @@ class ApiError(Exception):
         param: str | None = None,
         kind: str | None = None,
         headers: Mapping[str, str] | None = None,
+        retry_after_s: float = 0.0,
     ) -> None:
+        """`retry_after_s` is when to try again, if that is known; clients obey 1 to 120 s."""
         super().__init__(message)
         self.status = status
         self.message = shorten(message, MAX_MESSAGE_CHARS)
         self.param = None if param is None else shorten(param, SHOWN_NAME_CHARS)
         self.kind = kind or KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
-        self.headers = {**RETRY_HEADERS.get(status, {}), **(headers or {})}
+        self.headers = {**RETRY_HEADERS.get(status, {}), **_retry_headers(retry_after_s), **(headers or {})}
 
     @classmethod
     def of(cls, refusal: Refusal) -> ApiError:
         """The error that a refusal from inside the ring stands for."""
-        return cls(refusal.status, refusal.message, refusal.param or None, refusal.kind)
+        after_s = refusal.retry_after_ms / 1000
+        return cls(refusal.status, refusal.message, refusal.param or None, refusal.kind, retry_after_s=after_s)
 
     def body(self) -> dict[str, object]:
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.status}}
@@ -79,6 +83,14 @@ class ApiError(Exception):
     def closes(self) -> bool:
         """Whether the connection is closed behind it: the rest of the request may still be on its way."""
         return self.status in (408, 413, 417)
+
+
+def _retry_headers(after_s: float) -> dict[str, str]:
+    """HTTP's own header knows whole seconds, and OpenAI's clients a finer one."""
+    if after_s <= 0:
+        return {}
+    after_s = min(120.0, max(1.0, after_s))
+    return {"Retry-After": str(math.ceil(after_s)), "retry-after-ms": str(math.ceil(after_s * 1000))}
 
 
 def refuse(message: str, param: str | None = None) -> NoReturn:

@@ -19,6 +19,7 @@ from gateway.ring import RingView
 from gateway.schemas import MAX_TIMEOUT_MS
 from gateway.server import Port
 from gateway.tls import server_context
+from ipc import faults
 from ipc.messages import (
     Beat,
     Drain,
@@ -70,6 +71,8 @@ class Gateway:
             self._ring.admit,
             first_rid(0, process.ring.epoch),
             process.run_of("tokenizer"),
+            process.config.max_num_queued_reqs + process.config.max_num_seqs,
+            lambda: self._ring.stats("scheduler").get("retry_after_s", 1.0),
         )
         self._next_stats = 0.0
         self._profile_file: str = process.config.profile
@@ -114,6 +117,8 @@ class Gateway:
     def _on_message(self, message: Any) -> None:
         """Take a message in. Whatever it holds, the loop lives on and the messages after it are taken."""
         self._process.progress += 1
+        if faults.armed:
+            faults.at("receive")
         try:
             self._handle(message)
         except Exception:
@@ -174,7 +179,7 @@ class Gateway:
 
     def _start_drain(self, timeout_s: float) -> None:
         """Take no new requests; a later Drain replaces an earlier one's deadline."""
-        self._ring.draining = True
+        self._ring.drain(timeout_s)
         if self._drain is not None:
             self._drain.cancel()
         self._drain = asyncio.get_running_loop().create_task(self._drain_within(timeout_s))

@@ -8,8 +8,11 @@ from typing import Any
 
 from gateway.errors import SHOWN_NAME_CHARS, ApiError, shorten
 from gateway.metrics.ledger import Ledger
-from ipc.messages import Beat, Loading, ModelFiles, RingState
+from ipc.messages import Beat, Loading, ModelFiles, RingState, room_of
 
+# About how long a start takes.
+MODEL_START_S = 5.0
+PROCESS_START_S = 1.0
 METRICS_ONLY = ("metrics", "tally", "step_seconds")  # what is long, and on the metrics page
 
 
@@ -18,6 +21,7 @@ class RingView:
 
     def __init__(self, served_names: list[str]) -> None:
         self.draining = False
+        self._drained_at = 0.0  # when the drain is over at the latest, on the monotonic clock
         self.model: ModelFiles | None = None
         self.ledger = Ledger()
         self._created = int(time.time())
@@ -67,18 +71,34 @@ class RingView:
             return "the server is not ready: " + (", ".join(waiting) or "the model is not known yet")
         return None
 
+    def drain(self, timeout_s: float) -> None:
+        """Admit nothing any more: the server ends within so many seconds."""
+        self.draining = True
+        self._drained_at = time.monotonic() + timeout_s
+
+    def retry_after_s(self) -> float:
+        """When a request that cannot be served now may be: by this server, or by the one that takes its place."""
+        if self.draining:
+            return self._drained_at - time.monotonic()
+        missing = {room_of(name) for name, state in self._states.items() if state != "ready"}
+        return MODEL_START_S if not self._states or "model" in missing else PROCESS_START_S
+
+    def unready(self, reason: str) -> ApiError:
+        """The error of a request that cannot be served now."""
+        return ApiError(503, reason, retry_after_s=max(1.0, self.retry_after_s()))
+
     def admit(self) -> ModelFiles:
         """The model, when requests can be served now. Raises ApiError 503."""
         obstacle = self.obstacle()
         if obstacle is not None or self.model is None:
-            raise ApiError(503, obstacle or "the model is not known yet")
+            raise self.unready(obstacle or "the model is not known yet")
         return self.model
 
     def need(self, process: str) -> None:
         """Raise ApiError 503 unless this process is there to be asked."""
         state = self._states.get(process, "starting")
         if state != "ready":
-            raise ApiError(503, f"the {process} is {state}")
+            raise self.unready(f"the {process} is {state}")
 
     def name_for(self, requested: str | None) -> str:
         """The served name that a request means; without one, the first. Raises ApiError 404 for any other."""

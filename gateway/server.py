@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import resource
 import socket
 import ssl
 from typing import Any
@@ -16,8 +17,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 from gateway.errors import ApiError, shorten
 from ipc.process import FatalError
 
-BACKLOG = 4096
+BACKLOG = 65535  # the kernel cuts it to net.core.somaxconn; who does not fit there hears nothing for a second
 MAX_CONNECTIONS = 4096
+SPARE_FILES = 256  # descriptors beside those of connections
 KEEPALIVE_S = 75.0  # longer than load balancers keep theirs, so that it is never us who close one they still use
 HEAD_DEADLINE_S = 10.0
 LINGER_S = 2.0  # how long the rest of a refused body is read, so that its sender gets to see the answer
@@ -35,8 +37,20 @@ class Port:
         self._server: asyncio.Server | None = None
         self.num_connections = 0
 
+    @staticmethod
+    def raise_file_limit() -> None:
+        """Let this process have as many descriptors as its connections may need, where the system allows it."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        needed = MAX_CONNECTIONS + SPARE_FILES
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            log.warning("this process may open %d files, and %d connections need more: see ulimit -Hn", hard, needed)
+            needed = hard
+        if soft != resource.RLIM_INFINITY and soft < needed:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
     async def open(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> str:
         """Bind and serve, HTTPS with `tls`; the URL to reach it by. Port 0 takes a free one. Raises FatalError."""
+        self.raise_file_limit()
         await self._runner.setup()
         loop = asyncio.get_running_loop()
         try:

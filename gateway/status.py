@@ -29,7 +29,7 @@ class Status:
         obstacle = self._ring.obstacle()
         if obstacle is None:
             return json_response({"status": "ready"} | self._ring.readiness())
-        error = ApiError(503, obstacle)
+        error = self._ring.unready(obstacle)
         return json_response(error.body() | self._ring.readiness(), error.status, error.headers)
 
     async def models(self, request: web.Request) -> web.Response:

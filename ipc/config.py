@@ -29,6 +29,8 @@ class GatewayConfig:
     served_model_name: list[str]
     max_body_mib: int
     request_timeout: float
+    max_num_queued_reqs: int
+    max_num_seqs: int
     scheduling_policy: str
     chat_template: str
     tool_call_parser: str
@@ -52,6 +54,7 @@ class SchedulerConfig:
     enable_prefix_caching: bool
     pipeline_depth: int
     max_num_queued_reqs: int
+    max_num_queued_tokens: int
     scheduling_policy: str
     scheduling_aging: float
     prefill_order: str

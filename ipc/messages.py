@@ -84,6 +84,7 @@ class Refusal:
     kind: str  # OpenAI error type, such as "invalid_request_error"
     message: str  # one sentence for the client
     param: str = ""  # the request's field at fault, "" when there is none
+    retry_after_ms: int = 0  # when it may be worth to try again; 0 says nothing
 
 
 @record

@@ -242,6 +242,13 @@ OPTIONS: dict[str, list[Option]] = {
             check=at_least(1),
         ),
         Option(
+            "max_num_queued_tokens",
+            int,
+            0,
+            "prompt tokens of waiting requests; more are answered with 429; 0 is 16 times what the KV cache holds",
+            check=at_least(0),
+        ),
+        Option(
             "scheduling_policy",
             str,
             "fcfs",

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 import setproctitle
 import zmq
 
+from ipc import faults
 from ipc import log as process_log
 from ipc.config import RingConfig, section
 from ipc.gauges import Gauges
@@ -93,6 +94,8 @@ class Process:
         messages = self.inbox.receive(timeout_s)
         self.working = True
         self.progress += len(messages)
+        if faults.armed and messages:
+            faults.at("receive")
         if any(type(message) in CONTROL for message in messages):
             for message in messages:
                 self._obey(message)
@@ -153,6 +156,7 @@ def run(room: str, section_class: type, serve: Callable[[Process], None]) -> NoR
     settings = json.loads(sys.stdin.readline())
     name = settings["name"]
     setproctitle.setproctitle(f"quintet: {name.replace('.', ' ')}")
+    faults.arm(name)
     ring = section(RingConfig, settings["ring"])
     process_log.set_up(name, ring.log_level)
     # A terminal or a service manager signals the whole group; the supervisor alone decides what that means.

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ipc.messages import Loading, Lost, Plan, Prepare, RunnerReady, number_of
+from ipc import faults
+from ipc.messages import Loading, Lost, Plan, Prepare, Prepared, RunnerReady, number_of
 from ipc.process import FatalError, Process
 from ipc.spans import COLLECT, LAUNCH, STEP
 from model_proc.describe import describe
@@ -54,8 +55,9 @@ def execute(
     scheduler = process.peer("scheduler")
     answers = number_of(process.name) == 0
     spans = process.spans
-    compiled = process.outbox("scheduler")  # the way of the thread that compiles grammars
+    compiled = process.outbox(process.name)  # for the thread that compiles grammars: the scheduler may change meanwhile
     plans: deque[Plan] = deque()
+    next_step = 0
     times = StepTimes()
     next_stats_ns = 0
     while process.running:
@@ -65,13 +67,21 @@ def execute(
                     plans.append(message)
                 elif type(message) is Prepare:
                     runner.prepare(message, compiled.send)
+                elif type(message) is Prepared:
+                    scheduler.send(message)
                 elif type(message) is Lost and message.process == "scheduler":
-                    plans.clear()
+                    next_step = 0
                     runner.reset()
                     if answers:
                         scheduler.send(ready)
         if plans:
             plan = plans.popleft()
+            if faults.armed:
+                faults.at("step")
+            if plan.step != next_step:
+                # The scheduler believes in slots and tokens that are not there: only a new start helps.
+                raise RuntimeError(f"the plan of step {next_step} is missing, that of {plan.step} came instead")
+            next_step += 1
             begun = time.monotonic_ns() if spans.on else 0
             runner.launch(plan)
             process.progress += 1

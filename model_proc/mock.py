@@ -11,6 +11,7 @@ import heapq
 import time
 from collections.abc import Callable
 
+from ipc import faults
 from ipc.codec import Ids
 from ipc.config import ModelConfig
 from ipc.messages import Admit, Logprobs, ModelFiles, Plan, Prepare, Prepared, Result, RunnerReady
@@ -93,6 +94,9 @@ class MockRunner:
         started = max(self._clock(), self._lanes[0])
         result = Result(plan.step, [], Ids("i"), None, [], [], started, 0)
         work = self._advance(plan, result)
+        if faults.armed and result.slots and faults.at("logits"):
+            result.failed, result.errors = [result.slots.pop(0)], ["the model's output is not a number"]
+            result.token_ids.pop(0)
         result.logprobs = self._logprobs(result)
         result.finished_ns = started + self._profile.duration_ns(plan.step, work)
         heapq.heapreplace(self._lanes, result.finished_ns)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ipc import faults
 from ipc.codec import Ids
 from ipc.config import ModelConfig
 from ipc.messages import Admit, Logprobs, ModelFiles, Plan, Prepare, Result, RunnerReady, Sampling
@@ -215,6 +216,8 @@ class TorchRunner:
             logits = self._graphs.forward(size, inputs, draws)
         else:
             logits = self._compute(inputs)
+        if faults.armed and len(slots) and faults.at("logits"):
+            logits[0] = float("nan")
         return Forward(logits, size, draws) if len(slots) else None
 
     def _compute(self, inputs: StepInputs) -> Tensor:

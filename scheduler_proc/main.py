@@ -194,7 +194,8 @@ class Loop:
     def _publish_stats(self, scheduler: Scheduler, now: int) -> None:
         """Often enough for a dashboard, and always before a wait that may be long."""
         if now >= self._next_stats_ns or not scheduler.planner.in_flight:
-            self._process.stats = scheduler.stats() | {"runs": self._runs}
+            figures = {"runs": self._runs, "retry_after_s": scheduler.retry_after_s(now)}
+            self._process.stats = scheduler.stats() | figures
             self._next_stats_ns = now + STATS_INTERVAL_NS
 
     def _seconds_to_deadline(self) -> float | None:

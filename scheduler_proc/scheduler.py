@@ -34,6 +34,7 @@ from ipc.messages import (
     Submit,
     Tokens,
 )
+from scheduler_proc.admission import Admission
 from scheduler_proc.grammars import Grammars
 from scheduler_proc.life_cycle import END_OF_REASON, Event, State
 from scheduler_proc.life_log import LifeLog
@@ -76,6 +77,7 @@ class Scheduler:
         self.planner = Planner(config, runner, self.residents, self.waiting, self.log)
         self.tally = self.planner.tally
         self.grammars = Grammars()
+        self.admission = Admission(config, runner, self.tally)
         self.reports = Reports()
         self.last_step: Step | None = None  # the one whose result arrived last
         self._timeouts = 0
@@ -90,7 +92,8 @@ class Scheduler:
 
     def submit(self, submit: Submit, now: int) -> None:
         """Queue a request's sequences, or end them at once with the reason why not."""
-        refusal = submit.refusal or self._refusal(submit)
+        queued = len(self._sequences) - len(self.residents.sequences)
+        refusal = submit.refusal or self.admission.refusal(submit, queued, self.waiting.num_tokens, now)
         leader: Sequence | None = None
         for choice in range(submit.n):
             sequence = Sequence(submit, choice, self._next_order, now)
@@ -209,6 +212,7 @@ class Scheduler:
         decoding = [sequence for sequence in residents.sequences if sequence.state is State.DECODE]
         return {
             "waiting": len(self.waiting),
+            "waiting_tokens": self.waiting.num_tokens,
             "waiting_prefill": len(self.waiting),
             "held": len(self._sequences) - len(self.waiting) - len(residents.sequences),
             "running": len(residents.sequences),
@@ -242,6 +246,11 @@ class Scheduler:
             "evictions": pool.evictions,
             "tally": self.tally.export(),
         }
+
+    def retry_after_s(self, now: int) -> float:
+        """When a request that finds the queue full may come again: when those who wait now are through."""
+        queued = len(self._sequences) - len(self.residents.sequences)
+        return self.admission.rate.retry_after_s(queued, self.waiting.num_tokens, now)
 
     def inspect(self, request_id: str, now: int) -> list[dict[str, Any]]:
         """Where the sequences of a request are: those that live, and those that ended lately."""
@@ -338,27 +347,6 @@ class Scheduler:
 
     # -- the life of a sequence ----------------------------------------------------------------------------------------
 
-    def _refusal(self, submit: Submit) -> Refusal | None:
-        """Why a request cannot be taken in, if so."""
-        most = self.config.max_num_queued_reqs
-        if submit.n > most:
-            return Refusal(400, "invalid_request_error", f"n: {submit.n} is more than the {most} that may wait", "n")
-        queued = len(self._sequences) - len(self.residents.sequences)
-        if queued + submit.n > most:
-            self.tally.queue_full += 1
-            return Refusal(
-                429, "overloaded_error", f"the queue is full: {queued} requests are waiting; try again later"
-            )
-        length = len(submit.token_ids) + submit.sampling.max_tokens
-        limit = min(self.runner.max_model_len, self.runner.num_blocks * self.runner.block_size)
-        if length > limit:
-            text = (
-                f"the prompt has {len(submit.token_ids)} tokens and max_tokens is {submit.sampling.max_tokens}: "
-                f"together they are over the {limit} tokens that fit here"
-            )
-            return Refusal(400, "invalid_request_error", text, "max_tokens")
-        return None
-
     def _queue(self, sequence: Sequence, event: Event, now: int) -> None:
         """Have a sequence wait for its turn, or for its grammar before that."""
         if sequence.grammar >= 0 and not self.grammars.is_ready(sequence.grammar):
@@ -393,6 +381,8 @@ class Scheduler:
             self.residents.leave(sequence)
         if sequence.scheduled_ns:
             self.policy.left(sequence)
+        if sequence.state is not State.NEW:
+            self.admission.rate.left(sequence.prompt_len, now)
         self.log.happens(sequence, END_OF_REASON[reason], now)
         self.planner.discard(sequence, until=math.inf)
         del self._sequences[sequence.rid]

@@ -23,6 +23,7 @@ class Tally:
         self.generated = 0  # tokens that were sampled and belong to somebody
         self.wasted = 0  # those that were sampled for a sequence that was over already
         self.queue_full = 0  # requests refused because of the length of the queue
+        self.tokens_full = 0  # and because of its tokens
         self.held_for_blocks = 0  # times that there were not enough blocks: for an admission, or for a decode
         self._ends = dict.fromkeys(REASONS, 0)
         self._decodes = 0
@@ -66,6 +67,7 @@ class Tally:
             "generated_tokens": self.generated,
             "wasted_tokens": self.wasted,
             "queue_full": self.queue_full,
+            "tokens_full": self.tokens_full,
             "held_for_blocks": self.held_for_blocks,
             "ends": {REASON_NAMES[reason]: count for reason, count in self._ends.items()},
             "step_sequences": {"decode": self._decodes, "prefill": self._prefills},

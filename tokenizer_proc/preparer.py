@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from ipc import faults
 from ipc.codec import Ids, Map
 from ipc.messages import Detokenize, Generate, GrammarPart, LookUp, Refusal, Sampling, Submit, Tokenize
 from tokenizer_proc.chat_template import Template
@@ -57,6 +58,8 @@ class Preparer:
 
     def _submit(self, generate: Generate) -> Submit:
         def work() -> tuple[Ids, Sampling, str]:
+            if faults.armed:
+                faults.at("prompt")
             token_ids, param = self._prompt(generate)
             sampling = self._limited(generate.sampling, len(token_ids), param)
             sampling = self._constrained(sampling, generate.bad_words)

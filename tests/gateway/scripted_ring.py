@@ -55,6 +55,8 @@ CONFIG = GatewayConfig(
     served_model_name=[],
     max_body_mib=1,
     request_timeout=0.0,
+    max_num_queued_reqs=1024,
+    max_num_seqs=256,
     scheduling_policy="fcfs",
     chat_template="",
     tool_call_parser="auto",
@@ -108,6 +110,10 @@ class ScriptedRing:
 
     def _way_to(self, name: str) -> Any:
         return SimpleNamespace(send=self.sent.append)
+
+    def limit_under_way(self, limit: int) -> None:
+        """Take the place of the engine by one that lets in no more than this."""
+        self.engine = Engine(self._take, self._take_in_scheduler, self.view.admit, most_under_way=limit)
 
     def set_states(self, **states: str) -> None:
         """Every process is ready but for those named."""
