@@ -26,6 +26,7 @@ from gateway.schemas import (
 )
 from gateway.structure import grammar_of
 from gateway.tenant import tenant_of
+from gateway.tool_grammar import Calls, calls_of
 from gateway.tool_schemas import Tool, check_tool_choice, check_tools
 from ipc.codec import INT64_MAX, Ids
 from ipc.config import GatewayConfig
@@ -64,6 +65,7 @@ class Job:
     metadata: dict[str, str] | None
     reading: Reading = PLAIN  # what the text may hold beside content
     reasoning_effort: str | None = None  # as the client asked for it
+    calls: Calls | None = None  # the functions that the answer may call
 
     @property
     def received_ns(self) -> int:
@@ -88,12 +90,15 @@ def chat_job(body: dict[str, Any], envelope: Envelope, ring: RingView, config: G
     tools = request.tools or []
     check_tools(tools)
     check_tool_choice(request.tool_choice, request.parallel_tool_calls, tools)
+    if tools and request.structured_outputs is not None:
+        refuse("structured_outputs: cannot be given with tools; use response_format", "structured_outputs")
     if request.tool_choice == "none":
         tools = []  # a model that is not told of them calls none
     logprobs = (request.top_logprobs or 0) if request.logprobs else -1
     max_tokens = request.max_completion_tokens or request.max_tokens or 0
     job = _job(request, envelope, ring, config, [chat_map(request, tools)], max_tokens, logprobs)
     job.reasoning_effort = request.reasoning_effort
+    job.calls = calls_of(tools, request.tool_choice, request.parallel_tool_calls)
     job.reading = Reading(
         tools=frozenset(tool.function.name for tool in tools),
         parallel_calls=request.parallel_tool_calls,

@@ -19,6 +19,7 @@ from gateway.errors import ApiError, refuse
 from gateway.parsers import hermes, mistral, reasoning
 from gateway.parsers.reader import TOOL_PARSERS
 from gateway.request import Job
+from gateway.tool_grammar import grammar_with_calls, needs_grammar
 from ipc.codec import Ids
 from ipc.config import GatewayConfig
 
@@ -48,7 +49,7 @@ class Templates:
         self._tool_format = None if config.tool_call_parser == "auto" else config.tool_call_parser
         self._reasons = {"auto": None, "none": False, "think": True}[config.reasoning_parser]
         self._reads_effort: bool | None = None
-        self._special: dict[str, bool] = {}
+        self._special: dict[str, int | None] = {}  # mark -> its id, when it is a special token
         self._inside: OrderedDict[bytes, bool] = OrderedDict()
 
     async def settle(self, job: Job) -> None:
@@ -67,9 +68,12 @@ class Templates:
         if reading.tools:
             reading = replace(reading, tool_format=await self._format_of_calls())
         job.reading = reading
+        if job.calls is not None and needs_grammar(job.calls, generate.grammar, reading):
+            special = await self._special_among((*TOOL_PARSERS[reading.tool_format].marks, *reasoning.MARKS))
+            generate.grammar = grammar_with_calls(job.calls, generate.grammar, reading, special)
         if generate.output.skip_special_tokens and not reading.is_plain:
             marks = TOOL_PARSERS[reading.tool_format].marks if reading.tools else ()
-            if await self._any_special((*marks, *(reasoning.MARKS if reading.reasons else ()))):
+            if await self._special_among((*marks, *(reasoning.MARKS if reading.reasons else ()))):
                 generate.output.skip_special_tokens = False  # or they would never be seen here
 
     # -- reasoning ---------------------------------------------------------------------------------------------------
@@ -133,20 +137,20 @@ class Templates:
 
     # -- asking ------------------------------------------------------------------------------------------------------
 
-    async def _any_special(self, marks: Iterable[str]) -> bool:
-        """Whether one of the marks is a special token, whose text is left out unless it is asked for."""
+    async def _special_among(self, marks: Iterable[str]) -> dict[str, int]:
+        """The ids of those marks that are special tokens, whose text is left out unless it is asked for."""
         for mark in marks:
             if mark not in self._special:
-                self._special[mark] = await self._is_special(mark)
-        return any(self._special[mark] for mark in marks)
+                self._special[mark] = await self._special_id(mark)
+        return {mark: token_id for mark in marks if (token_id := self._special[mark]) is not None}
 
-    async def _is_special(self, mark: str) -> bool:
+    async def _special_id(self, mark: str) -> int | None:
         """In a message the text of a special token stays text, so it is spelled in other tokens than by itself."""
         alone = await self._ids(text=mark)
         if alone is None or len(alone) != 1:
-            return False
+            return None
         spelled = await self._ids(chat=_chat([{"role": "user", "content": mark}]))
-        return spelled is None or alone[0] not in spelled
+        return alone[0] if spelled is None or alone[0] not in spelled else None
 
     async def _render(self, messages: list[Message], **chat: Any) -> str | None:
         """The prompt of a conversation; None when the template refuses it. Raises ApiError."""

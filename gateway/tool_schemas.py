@@ -62,24 +62,19 @@ class ToolCall(Schema):
 
 
 def check_tools(tools: list[Tool]) -> None:
-    """Raise ApiError 400 for functions that are called the same, have no valid schema, or ask for what is not built."""
+    """Raise ApiError 400 for functions that are called the same or have no valid schema."""
     names: set[str] = set()
     for index, tool in enumerate(tools):
         where = f"tools[{index}].function"
         if tool.function.name in names:
             refuse(f"{where}.name: there are two functions {tool.function.name!r}", f"{where}.name")
         names.add(tool.function.name)
-        if tool.function.strict:
-            refuse(
-                f"{where}.strict: this server cannot make arguments follow their schema yet; leave it out or false",
-                f"{where}.strict",
-            )
         if tool.function.parameters is not None:
             check_parameters(tool.function.parameters, f"{where}.parameters")
 
 
 def check_tool_choice(choice: str | NamedTool | None, parallel: bool, tools: list[Tool]) -> None:
-    """Raise ApiError 400 for a choice among tools that are not there, or one that cannot be enforced."""
+    """Raise ApiError 400 for a choice among tools that are not there."""
     if not tools:
         if choice not in (None, "none"):
             refuse("tool_choice: needs tools", "tool_choice")
@@ -87,8 +82,6 @@ def check_tool_choice(choice: str | NamedTool | None, parallel: bool, tools: lis
             refuse("parallel_tool_calls: needs tools", "parallel_tool_calls")
     elif isinstance(choice, NamedTool) and choice.function.name not in {tool.function.name for tool in tools}:
         refuse(f"tool_choice.function.name: no tool is called {choice.function.name!r}", "tool_choice.function.name")
-    if choice == "required" or isinstance(choice, NamedTool):
-        refuse("tool_choice: this server cannot make the model call a function yet; use auto or none", "tool_choice")
 
 
 def plain_call(call: ToolCall, where: str) -> dict[str, Any]:

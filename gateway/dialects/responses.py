@@ -6,7 +6,7 @@ from aiohttp import web
 
 from gateway.delivery import deliver
 from gateway.dialects.responses_answer import ID_PREFIX, ResponseAnswer
-from gateway.dialects.responses_request import chat_body
+from gateway.dialects.responses_request import chat_body, own_path
 from gateway.dialects.responses_schemas import UNSUPPORTED, ResponsesRequest
 from gateway.errors import SHOWN_NAME_CHARS, ApiError, shorten
 from gateway.intake import Intake
@@ -26,8 +26,13 @@ class Responses:
     async def create(self, request: web.Request) -> web.StreamResponse:
         intake = self._intake
         given = parse(ResponsesRequest, await intake.body(request), UNSUPPORTED)
-        job = chat_job(chat_body(given), intake.envelope(request), intake.ring, intake.config)
-        await intake.templates.settle(job)
+        try:
+            job = chat_job(chat_body(given), intake.envelope(request), intake.ring, intake.config)
+            await intake.templates.settle(job)
+        except ApiError as error:
+            raise _in_own_words(error) from None
+        for part in job.generates[0].grammar:
+            part.param = own_path(part.param)
         if ID_PREFIX + job.request_id in self._alive:
             raise ApiError(409, f"a response of the id {ID_PREFIX}{job.request_id} is being made", "request_id")
 
@@ -58,3 +63,10 @@ class Responses:
             shown = shorten(name, SHOWN_NAME_CHARS)
             raise ApiError(404, f"no response {shown!r} is being made, and those that are done are not stored")
         return self._alive[name]
+
+
+def _in_own_words(error: ApiError) -> ApiError:
+    """An error that names a chat completion's field, with the name that the field has here."""
+    if error.param is None or (own := own_path(error.param)) == error.param:
+        return error
+    return ApiError(error.status, error.message.replace(error.param, own, 1), own, error.kind)

@@ -63,7 +63,7 @@ class ResponseAnswer:
             "reasoning": {"effort": request.reasoning and request.reasoning.effort, "summary": None},
             "store": False,
             "temperature": given.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": _text_options(request),
             "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
             "tools": [tool.model_dump() for tool in request.tools],
             "top_p": given.top_p,
@@ -184,3 +184,10 @@ class ResponseAnswer:
             "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
             "total_tokens": usage["total_tokens"],
         }
+
+
+def _text_options(request: ResponsesRequest) -> dict[str, Any]:
+    """What was asked of the text, as clients read it."""
+    if request.text is None or request.text.format is None:
+        return {"format": {"type": "text"}}
+    return request.text.model_dump(by_alias=True)

@@ -11,6 +11,7 @@ from gateway.dialects.responses_schemas import (
     NamedTool,
     ReasoningItem,
     ResponsesRequest,
+    TextOptions,
     TextPart,
 )
 
@@ -34,11 +35,28 @@ def chat_body(request: ResponsesRequest) -> Body:
         "tools": [_tool(tool.model_dump(exclude={"type"})) for tool in request.tools] or None,
         "tool_choice": choice,
         "parallel_tool_calls": request.parallel_tool_calls if request.tools else None,
+        "response_format": _response_format(request.text),
         "reasoning_effort": request.reasoning and request.reasoning.effort,
         "request_id": request.request_id,
         "metadata": request.metadata,
         "user": request.user,
     }
+
+
+def own_path(param: str) -> str:
+    """What a field of the chat completion is called here."""
+    for theirs, own in (("response_format.json_schema", "text.format"), ("response_format", "text.format")):
+        if param.startswith(theirs):
+            return own + param[len(theirs) :]
+    return param
+
+
+def _response_format(text: TextOptions | None) -> Body | None:
+    if text is None or text.format is None:
+        return None
+    wanted = text.format.model_dump(by_alias=True)
+    kind = wanted.pop("type")
+    return {"type": kind, "json_schema": wanted} if kind == "json_schema" else {"type": kind}
 
 
 def _tool(function: Body) -> Body:

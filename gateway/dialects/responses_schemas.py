@@ -15,6 +15,7 @@ from gateway.schemas import (
     RequestId,
     without_nulls,
 )
+from gateway.structure_schemas import JsonObjectFormat, SchemaName, TextFormat
 from gateway.tool_schemas import MAX_TOOLS, FunctionName
 
 # Known fields that do not work here -> the values, beside null, that ask for nothing.
@@ -28,7 +29,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "previous_response_id": (),
     "prompt": (),
     "stream_options": (),
-    "text": ({"format": {"type": "text"}}, {}),
     "top_logprobs": (0,),
     "truncation": ("disabled",),
 }
@@ -122,6 +122,18 @@ def _choice_kind(value: Any) -> str:
     return "mode" if isinstance(value, str) else "named"
 
 
+class JsonSchemaFormat(Schema):
+    type: Literal["json_schema"]
+    name: SchemaName
+    schema_: dict[str, Any] = Field(alias="schema")
+    description: str | None = None
+    strict: bool | None = None  # the schema is always followed
+
+
+class TextOptions(Schema):
+    format: Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")] | None = None
+
+
 class ReasoningOptions(Schema):
     effort: ReasoningEffort | None = None
 
@@ -149,6 +161,7 @@ class ResponsesRequest(Schema):
         | None
     ) = None
     parallel_tool_calls: bool = True
+    text: Annotated[TextOptions, BeforeValidator(without_nulls)] | None = None
     reasoning: ReasoningOptions | None = None
     request_id: RequestId | None = None
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA)] | None = None

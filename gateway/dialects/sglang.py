@@ -26,7 +26,10 @@ _NAMES = {
     "no_stop_trim": "include_stop_str_in_output",
     "sampling_seed": "seed",
 }
+# And those that are called something in its structured_outputs.
+_STRUCTURES = {"json_schema": "json", "regex": "regex", "ebnf": "grammar"}
 _OWN_NAMES = {name: own for own, name in _NAMES.items()}
+_OWN_NAMES |= {f"structured_outputs.{name}": own for own, name in _STRUCTURES.items()}
 
 
 class SGLang:
@@ -42,6 +45,9 @@ class SGLang:
             job = completion_job(completion_body(given), intake.envelope(request), intake.ring, intake.config)
         except ApiError as error:
             raise _in_own_words(error, given) from None
+        for generate in job.generates:
+            for part in generate.grammar:
+                part.param = _own_path(part.param, given)
         is_batch = isinstance(given.text, list) or (
             given.input_ids is not None and isinstance(given.input_ids[0], list)
         )
@@ -67,24 +73,34 @@ def parse_generate(body: dict[str, Any]) -> GenerateBody:
 def completion_body(given: GenerateBody) -> dict[str, Any]:
     """The body of a text completion that asks for the same."""
     sampling = given.sampling_params.model_dump()
-    body = {_NAMES.get(name, name): value for name, value in sampling.items()}
+    structures = {name: value for own, name in _STRUCTURES.items() if (value := sampling.pop(own)) is not None}
+    if len(structures) > 1:
+        refuse("sampling_params: give only one of json_schema, regex and ebnf", "sampling_params")
+    body: dict[str, Any] = {_NAMES.get(name, name): value for name, value in sampling.items()}
+    body["structured_outputs"] = structures or None
     prompt = given.input_ids if given.text is None else given.text
     return body | {"prompt": prompt, "stream": given.stream, "rid": given.rid, "priority": given.priority}
 
 
 def _in_own_words(error: ApiError, given: GenerateBody) -> ApiError:
     """An error that names a text completion's field, with the name that the field has here."""
-    if error.param is None:
+    if error.param is None or (own := _own_path(error.param, given)) == error.param:
         return error
-    field = error.param.partition("[")[0].partition(".")[0]
-    if field == "prompt":
-        own = "text" if given.text is not None else "input_ids"
-    elif _OWN_NAMES.get(field, field) in SamplingParams.model_fields:
-        own = f"sampling_params.{_OWN_NAMES.get(field, field)}"
-    else:
-        return error
-    message = own + error.message.removeprefix(field) if error.message.startswith(field) else error.message
-    return ApiError(error.status, message, own + error.param[len(field) :], error.kind)
+    return ApiError(error.status, error.message.replace(error.param, own, 1), own, error.kind)
+
+
+def _own_path(param: str, given: GenerateBody) -> str:
+    """What a field of the text completion is called here."""
+    steps = param.split(".")
+    for length in (2, 1):
+        field = ".".join(steps[:length]).partition("[")[0]
+        rest = param[len(field) :]
+        if field == "prompt":
+            return ("text" if given.text is not None else "input_ids") + rest
+        own = _OWN_NAMES.get(field, field)
+        if own in SamplingParams.model_fields:
+            return f"sampling_params.{own}{rest}"
+    return param
 
 
 class GenerateAnswer:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from gateway.schema import Schema
 from gateway.schemas import MAX_CHOICES, RequestId, StopStrings, TokenId
+from gateway.structure_schemas import GrammarText, Regex
 
 # Known fields that do not work here -> the values, beside null, that ask for nothing.
 UNSUPPORTED = {
@@ -29,9 +30,6 @@ UNSUPPORTED = {
     "bootstrap_room": (),
 }
 UNSUPPORTED_SAMPLING = {
-    "json_schema": (),
-    "regex": (),
-    "ebnf": (),
     "structural_tag": (),
     "stop_regex": (),
     "spaces_between_special_tokens": (True,),
@@ -57,6 +55,9 @@ class SamplingParams(Schema):
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
     sampling_seed: int | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=1024)] = Field(default_factory=dict)
+    json_schema: str | None = None  # the text of one
+    regex: Regex | None = None
+    ebnf: GrammarText | None = None
 
 
 class GenerateBody(Schema):

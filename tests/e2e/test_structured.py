@@ -6,6 +6,8 @@ import asyncio
 import json
 from typing import Any, Literal
 
+import anthropic
+import httpx2 as httpx
 import jsonschema
 import openai
 import pydantic
@@ -135,3 +137,77 @@ def test_the_mock_refuses_by_name(mock_server: Server, fields: dict[str, Any], p
     with pytest.raises(openai.BadRequestError, match="mock") as raised:
         client(mock_server).completions.create(model="mock", prompt="x", extra_body=fields)
     assert raised.value.param == param
+
+
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather of a city",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Rome", "Oslo"]}, "days": {"type": "integer", "minimum": 1, "maximum": 7}},
+            "required": ["city", "days"],
+            "additionalProperties": False,
+        },
+    },
+}
+CLOCK: Any = {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object", "properties": {}}}}
+QUESTION: Any = [{"role": "user", "content": "What is the weather in Rome?"}]
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
+def test_a_call_that_must_be(real_server: Server, choice: Any) -> None:
+    api = client(real_server)
+    options: Any = {
+        "model": "smol", "messages": QUESTION, "tools": [WEATHER], "tool_choice": choice, "seed": 2, "max_tokens": 64,
+        "parallel_tool_calls": False,
+    }  # fmt: skip
+    whole = api.chat.completions.create(**options).choices[0]
+    assert whole.finish_reason == "tool_calls"
+    assert whole.message.tool_calls
+    [call] = whole.message.tool_calls
+    assert call.type == "function"
+    assert call.function.name == "get_weather"
+    jsonschema.validate(json.loads(call.function.arguments), WEATHER["function"]["parameters"])
+    # And in pieces.
+    pieces, names, reasons = "", [], []
+    for chunk in api.chat.completions.create(stream=True, **options):
+        [piece] = chunk.choices
+        for delta in piece.delta.tool_calls or []:
+            assert delta.function is not None
+            names += [delta.function.name] if delta.function.name else []
+            pieces += delta.function.arguments or ""
+        reasons += [piece.finish_reason] if piece.finish_reason else []
+    assert (names, pieces, reasons) == (["get_weather"], call.function.arguments, ["tool_calls"])
+
+
+def test_strict_arguments(real_server: Server) -> None:
+    """Whatever else it says: a call that it makes follows the schema."""
+    api = client(real_server)
+    strict: Any = {"type": "function", "function": WEATHER["function"] | {"strict": True}}
+    for seed in range(3):
+        choice = api.chat.completions.create(
+            model="smol", messages=QUESTION, tools=[strict, CLOCK], seed=seed, max_tokens=32
+        ).choices[0]
+        for call in choice.message.tool_calls or [] if choice.finish_reason == "tool_calls" else []:
+            assert call.type == "function"
+            if call.function.name == "get_weather":
+                jsonschema.validate(json.loads(call.function.arguments), WEATHER["function"]["parameters"])
+
+
+def test_the_other_dialects(real_server: Server) -> None:
+    api = client(real_server)
+    parsed = api.responses.parse(model="smol", input="Invent a person.", text_format=Person, max_output_tokens=120)
+    assert parsed.status == "incomplete" or isinstance(parsed.output_parsed, Person)
+    with anthropic.Anthropic(base_url=real_server.url, api_key="none", max_retries=0) as claude:
+        answer = claude.messages.create(
+            model="smol", max_tokens=64, messages=QUESTION, tool_choice={"type": "tool", "name": "get_weather"},
+            tools=[{"name": "get_weather", "input_schema": WEATHER["function"]["parameters"]}],
+        )  # fmt: skip
+    [block] = answer.content
+    assert block.type == "tool_use"
+    jsonschema.validate(block.input, WEATHER["function"]["parameters"])
+    assert answer.stop_reason == "tool_use"
+    body = {"text": "A digit:", "sampling_params": {"regex": "[0-9]", "max_new_tokens": 8}}
+    assert httpx.post(f"{real_server.url}/generate", json=body).json()["text"] in set("0123456789")

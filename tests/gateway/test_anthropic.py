@@ -195,6 +195,20 @@ async def test_count_tokens(ring: ScriptedRing, claude: anthropic.AsyncAnthropic
 
 
 BLOCK = "messages[0].content[0]"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "add"}])
+async def test_a_call_that_must_be(ring: ScriptedRing, http: aiohttp.ClientSession, choice: Any) -> None:
+    ring.script = lambda generate: ring.answer(generate, ['{"name": "add", "arguments": {}}'], STOP)
+    body = {"model": "tiny", "max_tokens": 9, "messages": [{"role": "user", "content": "x"}], "tools": TOOLS}
+    async with http.post("/v1/messages", json=body | {"tool_choice": choice}) as response:
+        answer = await response.json()
+    assert answer["stop_reason"] == "tool_use"
+    assert [(block["type"], block["name"]) for block in answer["content"]] == [("tool_use", "add")]
+    assert (await ring.next(Generate)).grammar[0].param == "tool_choice"
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": None}, "max_tokens"),
     ({"max_tokens": 0}, "max_tokens"),
@@ -209,8 +223,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),
     ({"tools": [{"name": "f", "input_schema": {"type": "x"}}]}, "parameters.type"),
     ({"tool_choice": {"type": "auto"}}, "tool_choice"),
-    ({"tools": TOOLS, "tool_choice": {"type": "any"}}, "tool_choice"),
-    ({"tools": TOOLS, "tool_choice": {"type": "tool", "name": "add"}}, "tool_choice"),
+    ({"tools": TOOLS, "tool_choice": {"type": "tool", "name": "sub"}}, "tool_choice.function.name"),
     ({"tools": TOOLS, "tool_choice": {"type": "tool"}}, "tool_choice.name"),
     ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "thinking"),
     ({"mcp_servers": []}, "mcp_servers"),

@@ -265,7 +265,8 @@ CHAT_ONLY: list[tuple[dict[str, Any], str]] = [
     ({"tools": [tool(name="a" * 129)]}, "tools[0].function.name"),
     ({"tools": [tool(description=5)]}, "tools[0].function.description"),
     ({"tools": [tool(colour="red")]}, "tools[0].function.colour"),
-    ({"tools": [tool(strict=True)]}, "tools[0].function.strict"),
+    ({"tools": [tool(strict=1)]}, "tools[0].function.strict"),
+    ({"tools": [tool()], "structured_outputs": {"regex": "a"}}, "structured_outputs"),
     ({"tools": [tool(name=f"f{index}") for index in range(129)]}, "tools"),
     ({"tools": [tool(parameters=[])]}, "tools[0].function.parameters"),
     ({"tools": [tool(parameters={"type": "string"})]}, "tools[0].function.parameters.type"),
@@ -293,9 +294,6 @@ CHAT_ONLY: list[tuple[dict[str, Any], str]] = [
     ({"tools": [tool()], "tool_choice": 5}, "tool_choice"),
     ({"tools": [tool()], "tool_choice": {"type": "function"}}, "tool_choice.function"),
     (choice("g"), "tool_choice.function.name"),
-    # Known, but they need a grammar that is not there yet.
-    (choice("f"), "tool_choice"),
-    ({"tools": [tool()], "tool_choice": "required"}, "tool_choice"),
     ({"parallel_tool_calls": False}, "parallel_tool_calls"),
     ({"tools": [tool()], "parallel_tool_calls": "no"}, "parallel_tool_calls"),
     # This model does not reason.

@@ -7,6 +7,7 @@ from typing import Any
 
 import aiohttp
 import openai
+import pydantic
 import pytest
 
 from ipc.messages import ERROR, LENGTH, STOP, Generate, Refusal
@@ -196,6 +197,31 @@ async def test_neutral_values_are_accepted(ring: ScriptedRing, http: aiohttp.Cli
         assert response.status == 200, await response.text()
 
 
+@pytest.mark.asyncio
+async def test_a_structured_text(ring: ScriptedRing, client: openai.AsyncOpenAI) -> None:
+    class Age(pydantic.BaseModel):
+        years: int
+
+    ring.script = lambda generate: ring.answer(generate, ['{"years"', ": 7}"], STOP)
+    answer = await client.responses.parse(model="tiny", input="How old?", text_format=Age)
+    assert answer.output_parsed == Age(years=7)
+    [part] = (await ring.next(Generate)).grammar
+    assert (part.kind, part.param) == ("json", "text.format.schema")
+    assert answer.text is not None
+    assert answer.text.format is not None
+    assert answer.text.format.type == "json_schema"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "add"}])
+async def test_a_call_that_must_be(ring: ScriptedRing, http: aiohttp.ClientSession, choice: Any) -> None:
+    ring.script = lambda generate: ring.answer(generate, ['{"name": "add", "arguments": {}}'], STOP)
+    async with http.post(PATH, json={"input": "x", "tools": TOOLS, "tool_choice": choice}) as response:
+        [item] = (await response.json())["output"]
+    assert (item["type"], item["name"], item["arguments"]) == ("function_call", "add", "{}")
+    assert (await ring.next(Generate)).grammar[0].param == "tool_choice"
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"input": ""}, "input"),
     ({"input": []}, "input"),
@@ -209,12 +235,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"previous_response_id": "resp_x"}, "previous_response_id"),
     ({"background": True}, "background"),
     ({"truncation": "auto"}, "truncation"),
-    ({"text": {"format": {"type": "json_object"}}}, "text"),
+    ({"text": {"format": {"type": "xml"}}}, "text.format"),
+    ({"text": {"verbosity": "low"}}, "text.verbosity"),
+    ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
+    ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": 1}}}}, "text.format.schema.type"),
     ({"include": ["reasoning.encrypted_content"]}, "include"),
     ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
-    ({"tools": [TOOLS[0] | {"strict": True}]}, "tools[0].function.strict"),
-    ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice"),
-    ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "add"}}, "tool_choice"),
+    ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "sub"}}, "tool_choice.function.name"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"reasoning": {"effort": "high"}}, "reasoning_effort"),
     ({"reasoning": {"summary": "auto"}}, "reasoning.summary"),

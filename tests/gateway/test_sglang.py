@@ -115,6 +115,20 @@ async def test_parameters_reach_the_ring(ring: ScriptedRing, http: aiohttp.Clien
     assert (output.stop, output.include_stop, output.skip_special_tokens) == (["END"], True, False)
 
 
+@pytest.mark.asyncio
+async def test_structures(ring: ScriptedRing, http: aiohttp.ClientSession) -> None:
+    ring.script = lambda generate: ring.answer(generate, ["x"])
+    for name, text, kind in (
+        ("json_schema", '{"type":"integer"}', "json"),
+        ("regex", "a+", "regex"),
+        ("ebnf", 'root ::= "a"', "gbnf"),
+    ):
+        async with http.post(PATH, json={"text": "x", "sampling_params": {name: text}}) as response:
+            assert response.status == 200, await response.text()
+        [part] = (await ring.next(Generate)).grammar
+        assert (part.kind, part.text, part.param) == (kind, text, f"sampling_params.{name}")
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({}, "text"),
     ({"text": "x", "input_ids": [1]}, "text"),
@@ -129,7 +143,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"text": "x", "sampling_params": {"temperature": "1"}}, "sampling_params.temperature"),
     ({"text": "x", "sampling_params": {"n": 2, "temperature": 0}}, "sampling_params.n"),
     ({"text": "x", "sampling_params": {"stop_token_ids": [500]}}, "sampling_params.stop_token_ids[0]"),
-    ({"text": "x", "sampling_params": {"regex": "a"}}, "sampling_params.regex"),
+    ({"text": "x", "sampling_params": {"regex": ""}}, "sampling_params.regex"),
+    ({"text": "x", "sampling_params": {"regex": "a", "ebnf": "b"}}, "sampling_params"),
+    ({"text": "x", "sampling_params": {"json_schema": "{"}}, "sampling_params.json_schema"),
+    ({"text": "x", "sampling_params": {"json_schema": {}}}, "sampling_params.json_schema"),
+    ({"text": "x", "sampling_params": {"structural_tag": "a"}}, "sampling_params.structural_tag"),
     ({"text": "x", "sampling_params": {"nonsense": 1}}, "sampling_params.nonsense"),
     ({"text": "x", "sampling_params": []}, "sampling_params"),
     ({"text": "x", "return_logprob": True}, "return_logprob"),
