@@ -197,7 +197,7 @@ OPTIONS: dict[str, list[Option]] = {
             "enable_log_requests",
             bool,
             False,
-            "log every step that a request makes in its life",
+            "log every step that a request makes in its life; with --log-level debug, every token as well",
             aliases=("--log-requests",),
         ),
         Option("enable_metrics", bool, True, "answer GET /metrics with the figures of all processes"),

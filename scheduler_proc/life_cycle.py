@@ -6,8 +6,9 @@
                           `------requeued------- PREEMPTED <------'----------'
 
 A sequence whose output follows a grammar begins in PREPARING, unless the runner has compiled that already. From every
-state that is not an end, `canceled`, `expired` and `failed` lead to CANCELED, TIMED_OUT and FAILED. A token
-that is decoded is no transition: a sequence may be in DECODE for thousands of steps.
+state that is not an end, `canceled`, `expired` and `failed` lead to CANCELED, TIMED_OUT and FAILED. A sequence may be
+in DECODE for thousands of steps, so `decoded`, which leads from there to there, happens only when every token is to be
+noted.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Event(Enum):
     ADMITTED = "admitted"
     PREFILL_CHUNK = "prefill_chunk"
     PREFILL_FINISHED = "prefill_finished"
+    DECODED = "decoded"
     PREEMPTED = "preempted"
     REQUEUED = "requeued"
     FINISHED = "finished"
@@ -66,6 +68,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.PREFILL, Event.PREFILL_CHUNK): State.PREFILL,
     (State.PREFILL, Event.PREFILL_FINISHED): State.DECODE,
     (State.PREFILL, Event.PREEMPTED): State.PREEMPTED,
+    (State.DECODE, Event.DECODED): State.DECODE,
     (State.DECODE, Event.PREEMPTED): State.PREEMPTED,
     (State.PREEMPTED, Event.REQUEUED): State.WAITING,
     # A stop string is found in text, so it may meet a sequence that has lost its slot meanwhile.

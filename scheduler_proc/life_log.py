@@ -7,10 +7,14 @@ from scheduler_proc.sequence import Sequence
 
 
 class LifeLog:
-    """`entries` collects every transition while `enabled`; the process writes them out and empties it."""
+    """`entries` collects every transition while `enabled`; the process writes them out and empties it.
+
+    With `every_token` the tokens that are decoded are transitions as well: a line a token, for the curious.
+    """
 
     def __init__(self, enabled: bool) -> None:
         self.enabled = enabled
+        self.every_token = False
         self.entries: list[Transition] = []
 
     def happens(self, sequence: Sequence, event: Event, now: int) -> None:

@@ -33,6 +33,7 @@ from ipc.process import FatalError, Process
 from ipc.spans import ADMIT, PLAN, RESULT, SEND, SUBMIT
 from scheduler_proc import losses
 from scheduler_proc.grammars import Grammars
+from scheduler_proc.life_cycle import Event
 from scheduler_proc.live import live_view
 from scheduler_proc.policies import PolicyError
 from scheduler_proc.scheduler import Scheduler
@@ -99,6 +100,7 @@ class Loop:
         self._runs += 1
         # No scheduler before this one has given out such numbers: what comes late for one of those is ignored.
         scheduler.grammars = Grammars(first_number=time.monotonic_ns())
+        scheduler.log.every_token = scheduler.log.enabled and log.isEnabledFor(logging.DEBUG)
         self._publish_stats(scheduler, time.monotonic_ns())
         self._process.ready(num_blocks=runner.num_blocks, block_size=runner.block_size)
 
@@ -129,7 +131,7 @@ class Loop:
                 spans.add(SEND, begun, tokens.time_ns, len(tokens.rids))
         scheduler.outgoing.clear()
         for transition in scheduler.log.entries:
-            log.info("%s", transition)
+            log.log(logging.DEBUG if transition.event is Event.DECODED else logging.INFO, "%s", transition)
         scheduler.log.entries.clear()
 
     def _on_lost(self, lost: Lost, now: int) -> None:

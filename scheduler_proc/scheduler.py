@@ -281,11 +281,19 @@ class Scheduler:
             self._tokens.logprobs = result.logprobs
         self._tokens.rids = [sequence.rid for sequence in sampled]
         self.tally.generated += len(sampled)
+        if self.log.every_token:
+            self._note_tokens(sampled, now)
         for sequence, token in zip(sampled, self._tokens.token_ids, strict=True):
             token_ids = sequence.token_ids
             token_ids.append(token)
             if len(token_ids) >= sequence.next_look or token in sequence.stop_ids:
                 self._look(sequence, token, step.number, now)
+
+    def _note_tokens(self, sampled: list[Sequence], now: int) -> None:
+        """Note a decode for each that was decoding; the token of a prefill is what that ends with."""
+        for sequence in sampled:
+            if sequence.state is State.DECODE:
+                self.log.happens(sequence, Event.DECODED, now)
 
     def _pass_on(self, readings: list[Reading]) -> None:
         """Pass on what was read of prompts, leaving out what was passed on before a preemption."""

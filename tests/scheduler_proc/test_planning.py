@@ -297,6 +297,14 @@ def test_every_transition_is_noted_when_asked_for() -> None:
         Event.QUEUED, Event.ADMITTED, Event.PREFILL_CHUNK, Event.PREFILL_FINISHED, Event.FINISHED,
     ]  # fmt: skip
     assert str(bench.scheduler.log.entries[1]) == "request-0[0]: waiting --admitted--> prefill"
+    talkative = Bench()
+    talkative.scheduler.log.every_token = True
+    talkative.send(0, 4, max_tokens=3)
+    while talkative.plan() is not None:
+        talkative.answer()
+    assert [entry.event for entry in talkative.scheduler.log.entries][2:] == [
+        Event.PREFILL_FINISHED, Event.DECODED, Event.DECODED, Event.FINISHED,
+    ]  # fmt: skip
     silent = Bench(enable_log_requests=False)
     silent.send(0, 4)
     silent.step()
