@@ -193,7 +193,8 @@ def show(console: Console, figures: dict[str, Any]) -> None:
         cells = [f"{cost['encode_us']:.1f} + {cost['decode_us']:.1f}" for cost in costs]
         table.add_row(f"{name}: encode + decode", *cells)
     console.print(table)
-    console.print(f"a hop: {figures['hop']['median_us']:.0f} us (p90 {figures['hop']['p90_us']:.0f} us)")
+    hop = figures["hop"]
+    console.print(f"a hop: {hop['median_us']:.0f} us (p90 {hop['p90_us']:.0f} us), {hop['cpu_us']:.0f} us of CPU")
 
 
 def _pace(level: dict[str, Any]) -> str:

@@ -16,8 +16,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import psutil
 import zmq
 
+from benchmark.server_figures import cpu_seconds
 from ipc.codec import Ids, decode, encode
 from ipc.messages import Abort, Plan, Result, Shutdown, Text, Tokens
 from ipc.sockets import Inbox, Outbox
@@ -68,7 +70,9 @@ def _median_us(work: Callable[[], Any], repeats: int) -> float:
 def hop_us(round_trips: int = ROUND_TRIPS) -> dict[str, float]:
     """Microseconds from `send` in one process to the message in another: half a round trip, median and 90th percentile.
 
-    Both sides block in between, as the processes of an idle ring do. Raises RuntimeError when the echo does not come.
+    `cpu_us` is the CPU time that a message takes in both, their ZeroMQ threads included: the least that a step pays for
+    each message that it sends round the ring, however small. Both sides block in between, as the processes of an idle
+    ring do. Raises RuntimeError when the echo does not come.
     """
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     with tempfile.TemporaryDirectory() as folder:
@@ -77,12 +81,15 @@ def hop_us(round_trips: int = ROUND_TRIPS) -> dict[str, float]:
         outbox = Outbox(context, folder, "echo", EPOCH)
         try:
             samples = []
-            for _ in range(round_trips + round_trips // 10):
+            for number in range(round_trips + round_trips // 10):
+                if number == round_trips // 10:  # warm from here on
+                    cpu_s = time.process_time() + cpu_seconds(psutil.Process(echo.pid))
                 started = time.perf_counter_ns()
                 outbox.send(Abort([1]))
                 if not inbox.receive(ECHO_TIMEOUT_S):
                     raise RuntimeError(f"no echo within {ECHO_TIMEOUT_S} s")
                 samples.append((time.perf_counter_ns() - started) / 2000)
+            cpu_s = time.process_time() + cpu_seconds(psutil.Process(echo.pid)) - cpu_s
             outbox.send(Shutdown())
             echo.wait(ECHO_TIMEOUT_S)
         finally:
@@ -91,7 +98,11 @@ def hop_us(round_trips: int = ROUND_TRIPS) -> dict[str, float]:
             inbox.close()
             context.term()
     warm = sorted(samples[round_trips // 10 :])
-    return {"median_us": statistics.median(warm), "p90_us": warm[len(warm) * 9 // 10]}
+    return {
+        "median_us": statistics.median(warm),
+        "p90_us": warm[len(warm) * 9 // 10],
+        "cpu_us": 1e6 * cpu_s / (2 * round_trips),
+    }
 
 
 def spread_us(wakes: int = WAKES) -> list[float]:
