@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from gateway.errors import ApiError
+from gateway.logprobs import Row, prompt_logprobs, prompt_rows
 from gateway.request import Job
 from gateway.sse import DONE, event
 from gateway.streams import Piece, Stream
@@ -40,9 +41,16 @@ class Answer(ABC):
 
     def body(self, pieces: list[Piece]) -> bytes:
         """The whole answer, from one piece for each choice."""
-        choices = [self._choice(piece) for piece in pieces]
+        return self._whole([self._choice(piece) for piece in pieces])
+
+    def _whole(self, choices: list[dict[str, Any]]) -> bytes:
+        """The whole answer, from its choices."""
         whole = {"object": self.body_object, "choices": choices, "usage": self._usage()}
-        return orjson.dumps(self._base | whole | self._timings())
+        return orjson.dumps(self._base | whole | self._of_prompts() | self._timings())
+
+    def _of_prompts(self) -> dict[str, Any]:
+        """What a whole answer tells of its prompts beside its choices."""
+        return {}
 
     @abstractmethod
     def events(self, piece: Piece) -> bytes:
@@ -62,9 +70,9 @@ class Answer(ABC):
     def _choice(self, piece: Piece) -> dict[str, Any]:
         """The entry of `choices` for a whole sequence."""
 
-    def _event(self, choice: dict[str, Any]) -> bytes:
-        """An event with one choice in it."""
-        chunk: dict[str, Any] = self._base | {"choices": [choice]}
+    def _event(self, choice: dict[str, Any], **fields: Any) -> bytes:
+        """An event with one choice in it, and `fields` beside that."""
+        chunk: dict[str, Any] = self._base | {"choices": [choice]} | fields
         if self._job.continuous_usage:
             chunk["usage"] = self._usage()
         elif self._job.include_usage:
@@ -91,6 +99,20 @@ class Answer(ABC):
     def _token_ids(self, piece: Piece) -> dict[str, list[int]]:
         """The field with the token ids, for those who asked for it."""
         return {"token_ids": piece.token_ids.tolist()} if self._job.return_token_ids else {}
+
+    def _prompt_ids(self, index: int) -> dict[str, list[int]]:
+        """The field with the token ids of a choice's prompt, for those who asked for it."""
+        head = self._stream.sequences[index].head
+        return {"prompt_token_ids": head.prompt_ids.tolist()} if self._job.return_token_ids and head else {}
+
+    def _prompt_rows(self, index: int) -> list[Row]:
+        """The log-probabilities of a choice's prompt. The first choice of a prompt has read it for all."""
+        return prompt_rows(self._stream.sequences[index - index % self._job.n].readings)
+
+    def _prompt_logprobs(self, index: int) -> dict[str, Any]:
+        """The field with the log-probabilities of a choice's prompt, for those who asked for it."""
+        limit = self._job.prompt_logprobs
+        return {} if limit < 0 else {"prompt_logprobs": prompt_logprobs(self._prompt_rows(index), limit)}
 
     def _end(self, tail: Tail | None) -> dict[str, Any]:
         """Why a choice ended: the reason, and the stop string or the token of `stop_token_ids` that it met."""

@@ -16,6 +16,7 @@ from gateway.dialects.anthropic import Anthropic
 from gateway.dialects.anthropic_answer import error_response
 from gateway.dialects.responses import Responses
 from gateway.dialects.sglang import SGLang
+from gateway.embeddings import Embeddings
 from gateway.engine import Engine
 from gateway.errors import ApiError
 from gateway.generation import Generation
@@ -54,6 +55,7 @@ def build_app(
     generation = Generation(intake)
     anthropic = Anthropic(intake)
     responses = Responses(intake)
+    embeddings = Embeddings(intake)
     sglang = SGLang(intake)
     about = About(ring, config)
     inspection = Inspection(engine, ring)
@@ -112,6 +114,7 @@ def build_app(
     for path, handler in {
         "/v1/chat/completions": generation.chat_completions,
         "/v1/completions": generation.completions,
+        "/v1/embeddings": embeddings.create,
         "/v1/responses": responses.create,
         "/v1/messages": anthropic.messages,
         "/v1/messages/count_tokens": anthropic.count_tokens,

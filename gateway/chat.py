@@ -50,7 +50,12 @@ class ChatAnswer(Answer):
         if index in self._opened:
             return b""
         self._opened.add(index)
-        return self._delta(index, {"role": "assistant", "content": ""})
+        delta = {"role": "assistant", "content": ""}
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+        return self._event(choice, **self._prompt_ids(index))
+
+    def _of_prompts(self) -> dict[str, Any]:
+        return self._prompt_ids(0) | self._prompt_logprobs(0)
 
     def _delta(
         self, index: int, delta: dict[str, Any], piece: Piece | None = None, end: dict[str, Any] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -50,7 +51,9 @@ async def deliver(
         answer = shape(job, stream)
         if job.stream:
             return await _stream(request, stream, answer, engine.observer.spans)
-        body = answer.body(await stream.all())
+        pieces = await stream.all()
+        # Every token of a prompt may come with twenty others: that takes long, and not in the way of everybody.
+        body = await asyncio.to_thread(answer.body, pieces) if job.reads_prompt else answer.body(pieces)
     return json_response(body)
 
 

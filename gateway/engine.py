@@ -116,8 +116,13 @@ class Engine:
 
     async def tokenize(self, text: str | None, chat: dict[str, Any] | None, add_special_tokens: bool) -> Ids:
         """The token ids of a text or of a conversation. Raises ApiError."""
-        answer = await self._look_up(Tokenize(self._take_rids(1), text, chat, add_special_tokens))
-        return answer.token_ids
+        return (await self.tokens(text, chat, add_special_tokens)).token_ids
+
+    async def tokens(
+        self, text: str | None, chat: dict[str, Any] | None, add_special_tokens: bool, wants_names: bool = False
+    ) -> LookUp:
+        """The same, with the names that the tokens have in the vocabulary if they are wanted. Raises ApiError."""
+        return await self._look_up(Tokenize(self._take_rids(1), text, chat, add_special_tokens, wants_names))
 
     async def detokenize(self, token_ids: Ids) -> str:
         """The text of token ids. Raises ApiError."""
@@ -160,6 +165,9 @@ class Engine:
             if (sequence := live.get(head.rid)) is not None:
                 sequence.head = head
                 self._admission.leave(head.rid)
+        for reading in text.readings:
+            if (sequence := live.get(reading.rid)) is not None:
+                sequence.readings.append(reading)
         rows: list[Row] = [] if text.logprobs is None else rows_of(text.logprobs)
         touched: list[Sequence] = []
         start = 0

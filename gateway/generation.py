@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from aiohttp import web
 
 from gateway.chat import ChatAnswer
@@ -10,6 +12,8 @@ from gateway.delivery import deliver
 from gateway.intake import Intake
 from gateway.read_chat import ReadChatAnswer
 from gateway.request import chat_job, completion_job
+from ipc.codec import Ids
+from ipc.messages import Generate
 
 
 class Generation:
@@ -29,4 +33,10 @@ class Generation:
         intake = self._intake
         body = await intake.body(request)
         job = completion_job(body, intake.envelope(request), intake.ring, intake.config)
+        if job.echo:
+            job.prompt_texts = await asyncio.gather(*map(self._text_of, job.generates))
         return await deliver(request, intake.engine, job, CompletionAnswer)
+
+    async def _text_of(self, generate: Generate) -> str:
+        """The text of a prompt. Raises ApiError."""
+        return generate.text or await self._intake.engine.detokenize(generate.ids or Ids("i"))

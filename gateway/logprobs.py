@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from ipc.messages import Logprobs
+from ipc.messages import Logprobs, Reading
 
 LOWEST = -9999.0  # JSON has no infinity
 
@@ -41,6 +41,26 @@ def _most_likely(row: Row, limit: int) -> list[Entry]:
     return sorted(distinct.values(), key=lambda entry: -entry.logprob)[:limit]
 
 
+def prompt_rows(readings: Iterable[Reading]) -> list[Row]:
+    """The rows of a whole prompt, one a token. The first one was not predicted: it has that token alone."""
+    return [row for reading in readings for row in rows_of(reading.logprobs)]
+
+
+def prompt_logprobs(rows: list[Row], limit: int) -> list[dict[str, Any] | None]:
+    """vLLM's `prompt_logprobs`: for each token its own and its `limit` most likely candidates by id; null for the
+    first. A rank is null where it is only known to be behind those that were asked for."""
+    shown: list[dict[str, Any] | None] = [None]
+    for chosen, *top in rows[1:]:
+        ranked = {entry.token_id: rank for rank, entry in enumerate(top, 1)}
+        shown.append({str(entry.token_id): _prompt_entry(entry, ranked) for entry in [chosen, *top[:limit]]})
+    return shown
+
+
+def _prompt_entry(entry: Entry, ranked: dict[int, int]) -> dict[str, Any]:
+    text = entry.piece.decode(errors="replace")
+    return {"logprob": entry.logprob, "rank": ranked.get(entry.token_id), "decoded_token": text}
+
+
 # -- chat ---------------------------------------------------------------------------------------------------------
 
 
@@ -61,14 +81,18 @@ def _chat_entry(entry: Entry) -> dict[str, Any]:
 # -- text completions ---------------------------------------------------------------------------------------------
 
 
-def completion_logprobs(rows: Iterable[Row], limit: int, text: str, offset: int) -> dict[str, Any]:
+def completion_logprobs(
+    rows: Iterable[Row], limit: int, text: str, offset: int, position: int = 0
+) -> dict[str, list[Any]]:
     """`choices[].logprobs` of text completions: columns over the tokens that `text` stands for.
 
-    `offset` is the place of `text` in the choice's whole text, in characters. The chosen token is always among the
-    top ones, so there may be `limit` + 1 of them.
+    `offset` is the place of `text` in the choice's whole text, `position` that of the first token in `text`, both in
+    characters. The chosen token is always among the top ones, so there may be `limit` + 1 of them.
     """
-    tokens, values, tops, offsets = [], [], [], []
-    position = 0
+    tokens: list[Any] = []
+    values: list[Any] = []
+    tops: list[Any] = []
+    offsets: list[Any] = []
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for row in rows:
         chosen = row[0]
@@ -76,9 +100,18 @@ def completion_logprobs(rows: Iterable[Row], limit: int, text: str, offset: int)
         values.append(chosen.logprob)
         tops.append({_name(entry.piece): entry.logprob for entry in [chosen, *_most_likely(row, limit)]})
         # Tokens past the end of the text were cut from it: a hidden end of sequence, a stop string.
-        offsets.append(offset + min(position, len(text)))
+        offsets.append(offset + max(0, min(position, len(text))))
         position += len(decoder.decode(chosen.piece))
     return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
+
+
+def echoed_logprobs(rows: list[Row], limit: int, text: str) -> dict[str, list[Any]]:
+    """The same over the tokens of a prompt whose text is `text`. There is nothing to tell of the first one."""
+    whole = b"".join(row[0].piece for row in rows).decode(errors="replace")
+    # A token in front of the text, such as a BOS, is no part of it.
+    columns = completion_logprobs(rows, limit, text, 0, min(0, len(text) - len(whole)))
+    columns["token_logprobs"][0] = columns["top_logprobs"][0] = None
+    return columns
 
 
 def _name(piece: bytes) -> str:

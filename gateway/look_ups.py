@@ -43,9 +43,15 @@ class LookUps:
             question = parse(TokenizeTextRequest, body, UNSUPPORTED_TOKENIZE)
             text = question.prompt
         self._ring.name_for(question.model)
-        token_ids = await self._engine.tokenize(text, chat, question.add_special_tokens)
+        wants_names = question.return_token_strs
+        found = await self._engine.tokens(text, chat, question.add_special_tokens, wants_names)
         return json_response(
-            {"count": len(token_ids), "max_model_len": model.max_model_len, "tokens": token_ids.tolist()}
+            {
+                "count": len(found.token_ids),
+                "max_model_len": model.max_model_len,
+                "tokens": found.token_ids.tolist(),
+                "token_strs": found.names if wants_names else None,
+            }
         )
 
     async def detokenize(self, request: web.Request) -> web.Response:

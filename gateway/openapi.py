@@ -15,7 +15,7 @@ from gateway.auth import ANTHROPIC_ROUTES, OPEN_ROUTES
 from gateway.dialects import responses_schemas, sglang_schemas
 from gateway.dialects.anthropic_schemas import MessagesRequest, PromptRequest
 from gateway.json_response import json_response
-from gateway.parameters import UNSUPPORTED_CHAT, UNSUPPORTED_COMPLETION, UNSUPPORTED_TOKENIZE
+from gateway.parameters import UNSUPPORTED_CHAT, UNSUPPORTED_COMPLETION, UNSUPPORTED_EMBEDDING, UNSUPPORTED_TOKENIZE
 from gateway.profiling import routes as profiling
 from gateway.profiling.routes import ProfileRequest
 from gateway.schema import Schema
@@ -23,6 +23,7 @@ from gateway.schemas import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    EmbeddingRequest,
     TokenizeChatRequest,
     TokenizeTextRequest,
 )
@@ -34,6 +35,7 @@ Unsupported = Mapping[str, tuple[Any, ...]]
 BODIES: dict[str, tuple[tuple[type[Schema], ...], Unsupported]] = {
     "/v1/chat/completions": ((ChatRequest,), UNSUPPORTED_CHAT),
     "/v1/completions": ((CompletionRequest,), UNSUPPORTED_COMPLETION),
+    "/v1/embeddings": ((EmbeddingRequest,), UNSUPPORTED_EMBEDDING),
     "/v1/responses": ((responses_schemas.ResponsesRequest,), responses_schemas.UNSUPPORTED),
     "/v1/messages": ((MessagesRequest,), {}),
     "/v1/messages/count_tokens": ((PromptRequest,), {}),

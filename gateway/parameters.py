@@ -14,7 +14,6 @@ from gateway.errors import SHOWN_NAME_CHARS, refuse, shorten
 # Parameter -> the values, beside null, that ask for nothing.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1, 1.0),
-    "prompt_logprobs": (),
     "session_id": (),
     "use_beam_search": (False,),
 }
@@ -23,12 +22,13 @@ UNSUPPORTED_CHAT: dict[str, tuple[Any, ...]] = _UNSUPPORTED | {
 }
 UNSUPPORTED_COMPLETION: dict[str, tuple[Any, ...]] = _UNSUPPORTED | {
     "best_of": (1,),
-    "echo": (False,),
     "suffix": ("",),
 }
 UNSUPPORTED_TOKENIZE: dict[str, tuple[Any, ...]] = {
     "chat_template": (),
-    "return_token_strs": (False,),
+}
+UNSUPPORTED_EMBEDDING: dict[str, tuple[Any, ...]] = {
+    "dimensions": (),
 }
 
 # Names that other servers had once -> what to do instead.

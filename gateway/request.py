@@ -6,7 +6,7 @@ import random
 import time
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -63,6 +63,9 @@ class Job:
     include_usage: bool
     continuous_usage: bool
     metadata: dict[str, str] | None
+    prompt_logprobs: int = -1  # alternatives shown beside each token of the prompt; -1 shows nothing
+    echo: bool = False  # the text begins with the prompt's, and so do the log-probabilities
+    prompt_texts: list[str] = field(default_factory=list)  # for the echo, one a prompt
     reading: Reading = PLAIN  # what the text may hold beside content
     reasoning_effort: str | None = None  # as the client asked for it
     calls: Calls | None = None  # the functions that the answer may call
@@ -75,6 +78,12 @@ class Job:
     def deadline_ns(self) -> int:
         """When it ends with a timeout; 0 is never."""
         return self.generates[0].deadline_ns
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether its answer tells more of its prompts than their lengths."""
+        sampling = self.generates[0].sampling
+        return sampling.prompt_logprobs >= 0 or bool(sampling.pooling)
 
     @property
     def wants_tokens(self) -> bool:
@@ -116,10 +125,24 @@ def completion_job(body: dict[str, Any], envelope: Envelope, ring: RingView, con
     model = ring.admit()
     for index, prompt in enumerate(request.prompt):
         if not isinstance(prompt, str):
-            _check_prompt_ids(prompt, model, f"prompt[{index}]" if count > 1 else "prompt")
-    max_tokens = request.max_tokens or COMPLETION_MAX_TOKENS
+            where = f"prompt[{index}]" if count > 1 else "prompt"
+            check_prompt_ids(prompt, model, where, room=0 if request.max_tokens == 0 else 1)
+    max_tokens = COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+    if max_tokens == 0 and not request.echo:
+        refuse("max_tokens: 0 asks for nothing but the prompt, and that needs echo to be true", "max_tokens")
     logprobs = -1 if request.logprobs is None else request.logprobs
-    return _job(request, envelope, ring, config, request.prompt, max_tokens, logprobs)
+    shows_prompt = request.echo and logprobs >= 0
+    if shows_prompt and request.stream:
+        refuse("echo: with logprobs there is no stream, for the prompt's come all at once", "echo")
+    if shows_prompt and not model.reads_prompts:
+        refuse(f"echo: with logprobs it needs a model, and {model.name} computes nothing", "echo")
+    job = _job(request, envelope, ring, config, request.prompt, max_tokens, logprobs)
+    job.echo = request.echo
+    for generate in job.generates:
+        generate.sampling.prompt_only = max_tokens == 0
+        if shows_prompt:
+            generate.sampling.prompt_logprobs = max(generate.sampling.prompt_logprobs, logprobs)
+    return job
 
 
 def chat_map(request: ChatInput, tools: list[Tool]) -> dict[str, Any]:
@@ -166,6 +189,11 @@ def _job(
     options = request.stream_options
     if options is not None and not request.stream:
         refuse("stream_options: needs stream to be true", "stream_options")
+    if request.prompt_logprobs is not None:
+        if request.stream:
+            refuse("prompt_logprobs: there is no stream of them; set stream to false", "prompt_logprobs")
+        if not ring.admit().reads_prompts:
+            refuse(f"prompt_logprobs: needs a model, and {name} computes nothing", "prompt_logprobs")
     if request.request_id and request.rid and request.request_id != request.rid:
         refuse("rid: is another name of request_id, and they differ", "rid")
     request_id = request.request_id or request.rid or envelope.request_id
@@ -178,11 +206,12 @@ def _job(
         include_stop=request.include_stop_str_in_output,
         skip_special_tokens=request.skip_special_tokens,
         whole=not request.stream,
+        prompt_ids=request.return_token_ids,
     )
-    _check_priority(request.priority, config.scheduling_policy)
+    check_priority(request.priority, config.scheduling_policy)
     tenant = tenant_of(envelope.key, request.user or "")
     now = time.monotonic_ns()
-    deadline = _deadline_ns(now, request.timeout_ms, config.request_timeout)
+    deadline = deadline_ns(now, request.timeout_ms, config.request_timeout)
     generates = [
         Generate(
             rid=0,
@@ -214,10 +243,11 @@ def _job(
         include_usage=bool(options and options.include_usage),
         continuous_usage=bool(options and options.continuous_usage_stats),
         metadata=request.metadata,
+        prompt_logprobs=sampling.prompt_logprobs,
     )
 
 
-def _check_priority(priority: int, policy: str) -> None:
+def check_priority(priority: int, policy: str) -> None:
     """Refuse a priority that nobody would read; what a custom policy reads is its own business."""
     if priority and policy != "priority" and ":" not in policy:
         refuse(
@@ -227,7 +257,7 @@ def _check_priority(priority: int, policy: str) -> None:
         )
 
 
-def _deadline_ns(now_ns: int, timeout_ms: int | None, default_s: float) -> int:
+def deadline_ns(now_ns: int, timeout_ms: int | None, default_s: float) -> int:
     """When a request ends with a timeout: by its own word, else by the server's; 0 is never."""
     if timeout_ms is not None:
         return now_ns + timeout_ms * 1_000_000
@@ -243,7 +273,7 @@ def _sampling(request: GenerationRequest, model: ModelFiles, max_tokens: int, lo
     temperature = float(choose(request.temperature, "temperature", 1.0))
     if request.n > 1 and temperature == 0:
         refuse("n: more than one choice needs a temperature above 0, or all choices are the same", "n")
-    longest = max_tokens or model.max_model_len
+    longest = max_tokens if max_tokens or request.max_tokens == 0 else model.max_model_len
     if request.min_tokens > longest:
         refuse(f"min_tokens: {request.min_tokens} is more than the {longest} tokens of the output", "min_tokens")
     top_k = choose(request.top_k, "top_k", 0)
@@ -265,6 +295,7 @@ def _sampling(request: GenerationRequest, model: ModelFiles, max_tokens: int, lo
         min_tokens=request.min_tokens,
         stop_token_ids=_checked_ids(request.stop_token_ids, model, "stop_token_ids"),
         ignore_eos=request.ignore_eos,
+        prompt_logprobs=-1 if request.prompt_logprobs is None else request.prompt_logprobs,
     )
 
 
@@ -297,10 +328,13 @@ def _checked_ids(token_ids: list[int], model: ModelFiles, name: str) -> Ids:
     return array("i", token_ids)
 
 
-def _check_prompt_ids(ids: Ids, model: ModelFiles, where: str) -> None:
-    if len(ids) >= model.max_model_len:
+def check_prompt_ids(ids: Ids, model: ModelFiles, where: str, room: int = 1) -> None:
+    """Refuse a prompt that does not leave `room` tokens for its output, or that the model cannot read."""
+    if len(ids) + room > model.max_model_len:
+        limit = f"the context of {model.max_model_len} tokens"
         refuse(
-            f"{where}: {len(ids)} tokens leave no room for output in the context of {model.max_model_len} tokens", where
+            f"{where}: {len(ids)} tokens " + (f"leave no room for output in {limit}" if room else f"exceed {limit}"),
+            where,
         )
     if max(ids) >= model.vocab_size:
         refuse(f"{where}: token ids must be below {model.vocab_size}, the size of the vocabulary", where)

@@ -7,7 +7,7 @@ body gets here (`gateway.parameters`); integers fit 64 bits and numbers are fini
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from pydantic import (
@@ -49,27 +49,32 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
-def _prompts(value: Any) -> list[str | Ids]:
-    """A prompt in any of its four shapes - text, texts, ids, lists of ids - as a list of texts or of id arrays."""
-    if type(value) is str:
-        value = [value]
-    if type(value) is not list:
-        refuse("prompt: expected a string, a list of strings, a list of token ids or a list of such lists", "prompt")
-    if not value:
-        refuse("prompt: the list is empty", "prompt")
-    if type(value[0]) is int:
-        return [_ids(value, "prompt")]
-    if len(value) > MAX_PROMPTS:
-        refuse(f"prompt: at most {MAX_PROMPTS} prompts in one request, got {len(value)}", "prompt")
-    prompts: list[str | Ids] = []
-    for index, prompt in enumerate(value):
-        where = f"prompt[{index}]" if len(value) > 1 else "prompt"
-        if type(prompt) is not type(value[0]) or type(prompt) not in (str, list):
-            refuse(f"{where}: expected strings only, token ids only, or lists of token ids only", where)
-        if not prompt:
-            refuse(f"{where}: the prompt is empty", where)
-        prompts.append(prompt if type(prompt) is str else _ids(prompt, where))
-    return prompts
+def _prompts(name: str) -> Callable[[Any], list[str | Ids]]:
+    """What reads the field `name`: a prompt in any of its four shapes - text, texts, ids, lists of ids - as a list of
+    texts or of id arrays."""
+
+    def read(value: Any) -> list[str | Ids]:
+        if type(value) is str:
+            value = [value]
+        if type(value) is not list:
+            refuse(f"{name}: expected a string, a list of strings, a list of token ids or a list of such lists", name)
+        if not value:
+            refuse(f"{name}: the list is empty", name)
+        if type(value[0]) is int:
+            return [_ids(value, name)]
+        if len(value) > MAX_PROMPTS:
+            refuse(f"{name}: at most {MAX_PROMPTS} prompts in one request, got {len(value)}", name)
+        prompts: list[str | Ids] = []
+        for index, prompt in enumerate(value):
+            where = f"{name}[{index}]" if len(value) > 1 else name
+            if type(prompt) is not type(value[0]) or type(prompt) not in (str, list):
+                refuse(f"{where}: expected strings only, token ids only, or lists of token ids only", where)
+            if not prompt:
+                refuse(f"{where}: the prompt is empty", where)
+            prompts.append(prompt if type(prompt) is str else _ids(prompt, where))
+        return prompts
+
+    return read
 
 
 def _ids(values: list[Any], where: str) -> Ids:
@@ -97,7 +102,8 @@ MetadataValue = Annotated[str, Field(max_length=512)]
 RequestId = Annotated[str, Field(pattern=r"^[ -~]{1,256}$")]
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 PromptInput = str | list[str] | list[TokenId] | list[list[TokenId]]
-Prompts = Annotated[list[str | Ids], PlainValidator(_prompts, json_schema_input_type=PromptInput)]
+Prompts = Annotated[list[str | Ids], PlainValidator(_prompts("prompt"), json_schema_input_type=PromptInput)]
+Inputs = Annotated[list[str | Ids], PlainValidator(_prompts("input"), json_schema_input_type=PromptInput)]
 
 
 class StreamOptions(Schema):
@@ -132,6 +138,7 @@ class GenerationRequest(Schema):
     structured_outputs: StructuredOutputs | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     return_token_ids: bool = False
     request_id: RequestId | None = None
     rid: RequestId | None = None
@@ -201,7 +208,21 @@ class CompletionRequest(GenerationRequest):
     """POST /v1/completions"""
 
     prompt: Prompts
+    max_tokens: Annotated[int, Field(ge=0)] | None = None  # 0 needs echo
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    echo: bool = False
+
+
+class EmbeddingRequest(Schema):
+    """POST /v1/embeddings"""
+
+    model: str | None = None
+    input: Inputs
+    encoding_format: Literal["float", "base64"] = "float"
+    request_id: RequestId | None = None
+    priority: int = 0
+    timeout_ms: Annotated[int, Field(ge=1, le=MAX_TIMEOUT_MS)] | None = None
+    user: str | None = None
 
 
 class TokenizeTextRequest(Schema):
@@ -210,6 +231,7 @@ class TokenizeTextRequest(Schema):
     model: str | None = None
     prompt: str
     add_special_tokens: bool = True
+    return_token_strs: bool = False
 
 
 class TokenizeChatRequest(ChatInput):
@@ -217,6 +239,7 @@ class TokenizeChatRequest(ChatInput):
 
     model: str | None = None
     add_special_tokens: bool = False
+    return_token_strs: bool = False
 
 
 class DetokenizeRequest(Schema):

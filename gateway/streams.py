@@ -17,7 +17,7 @@ from gateway.logprobs import Row
 from gateway.request import Job
 from gateway.timings import End
 from ipc.codec import Ids
-from ipc.messages import LENGTH, STOP, Head, Tail
+from ipc.messages import LENGTH, STOP, Head, Reading, Tail
 
 MAX_UNSENT_BYTES = 1 << 20
 LOGPROB_BYTES = 80  # one candidate of one token, as JSON
@@ -52,6 +52,7 @@ class Sequence:
         "last_ns",
         "num_tokens",
         "over",
+        "readings",
         "tail",
         "whole",
     )
@@ -61,6 +62,7 @@ class Sequence:
         self.head: Head | None = None
         self.tail: Tail | None = None
         self.num_tokens = 0  # received so far
+        self.readings: list[Reading] = []  # of its prompt, in order
         self.last_ns = 0  # the time of the step that its last text came from
         self.over = False  # its terminal event has come, whatever it was
         self.whole = stream.job.generates[0].output.whole  # its text comes once, at the end

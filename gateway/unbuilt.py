@@ -7,7 +7,6 @@ from aiohttp import web
 from gateway.errors import ApiError
 
 UNBUILT = (
-    "/v1/embeddings",
     "/v1/rerank",
     "/v1/score",
     "/v1/classify",

@@ -35,6 +35,7 @@ class GatewayConfig:
     chat_template: str
     tool_call_parser: str
     reasoning_parser: str
+    pooling: str
     enable_metrics: bool
     vllm_metrics: bool
     profile: str

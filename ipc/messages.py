@@ -111,7 +111,7 @@ class Sampling:
     stop_token_ids: Ids = field(default_factory=lambda: Ids("i"))
     ignore_eos: bool = False
     prompt_only: bool = False  # the prompt is computed and read, and no token is sampled
-    prompt_logprobs: int = -1  # as `logprobs`, beside each token of the prompt but the first
+    prompt_logprobs: int = -1  # as `logprobs`, beside each token of the prompt
     pooling: str = ""  # "mean" or "last": the embedding of the prompt is wanted
 
 
@@ -135,6 +135,7 @@ class Output:
     include_stop: bool = False  # keep the stop string in the text
     skip_special_tokens: bool = True
     whole: bool = False  # nobody reads along: the text is sent once, at the end
+    prompt_ids: bool = False  # the Head brings the prompt's token ids
 
 
 @record
@@ -158,8 +159,8 @@ class Reading:
     """What the model makes of a piece of a prompt, for those who asked."""
 
     rid: int
-    start: int  # position in the prompt of the first token of `logprobs`; it is never 0
-    logprobs: Logprobs  # of the tokens from there on
+    start: int  # position in the prompt of the first token of `logprobs`
+    logprobs: Logprobs  # of the tokens from there on; the prompt's first one was not predicted: it alone, with 0
     embedding: Floats  # of the whole prompt, once its end is read; neither scaled nor cut
 
 
@@ -176,6 +177,7 @@ class Head:
     tokenized_ns: int
     queued_ns: int  # the scheduler took it in
     scheduled_ns: int  # its first step was planned; 0 when it never ran
+    prompt_ids: Ids = field(default_factory=lambda: Ids("i"))  # when its Output asks for them
 
 
 @record
@@ -373,6 +375,7 @@ class Tokenize:
     text: str | None
     chat: Map | None
     add_special_tokens: bool
+    wants_names: bool = False
 
 
 @message(17)
@@ -393,6 +396,7 @@ class LookUp:
     text: str
     token_ids: Ids
     refusal: Refusal | None
+    names: Strs = field(default_factory=list)  # of the tokens in the vocabulary, when Tokenize wants them
 
 
 @message(19)

@@ -141,6 +141,13 @@ OPTIONS: dict[str, list[Option]] = {
             "how the model marks its reasoning: not at all, or by <think>; auto asks its chat template",
             choices=("auto", "none", "think"),
         ),
+        Option(
+            "pooling",
+            str,
+            "last",
+            "what of a text's hidden states becomes its embedding: the last one, or their mean",
+            choices=("last", "mean"),
+        ),
         Option("num_threads", int, 0, "CPU threads of the model process; 0 chooses", check=at_least(0)),
         Option(
             "mock_profile",

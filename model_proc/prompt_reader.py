@@ -40,6 +40,7 @@ class Piece:
 
     slot: int
     rid: int
+    first_token: int | None  # of the prompt, when its log-probabilities begin here
     start: int  # position of the first token that has a row
     num_rows: int
     num_entries: int  # of each row
@@ -70,6 +71,12 @@ class Read:
         readings, failed, row = [], [], 0
         for piece in self.pieces:
             logprobs, embedding = Logprobs(), [] if piece.embedding is None else piece.embedding.tolist()
+            start = piece.start
+            if piece.first_token is not None:
+                start -= 1
+                logprobs.counts.append(1)
+                logprobs.ids.append(piece.first_token)
+                logprobs.values.append(0.0)
             for index in range(row, row + piece.num_rows):
                 logprobs.counts.append(piece.num_entries)
                 logprobs.ids.extend(ids[index][: piece.num_entries])
@@ -77,8 +84,8 @@ class Read:
             row += piece.num_rows
             if not all(map(math.isfinite, embedding)):
                 failed.append(piece.slot)
-            elif piece.num_rows or embedding:
-                readings.append(Reading(piece.rid, piece.start, logprobs, embedding))
+            elif logprobs.counts or embedding:
+                readings.append(Reading(piece.rid, start, logprobs, embedding))
         return readings, failed
 
 
@@ -118,8 +125,9 @@ class PromptReader:
             if prompt is None:
                 continue
             position = int(inputs.positions[begin])
-            num_rows = 0
+            num_rows, first_token = 0, None
             if prompt.logprobs >= 0:
+                first_token = prompt.token_ids[0] if position == 0 else None
                 behind = prompt.token_ids[position + 1 : position + 1 + count]
                 num_rows = len(behind)
                 rows.append(np.arange(begin, begin + num_rows))
@@ -127,7 +135,7 @@ class PromptReader:
             embedding = None
             if prompt.pooling:
                 embedding = _pool(prompt, readout.hidden[begin:end], position + count)
-            pieces.append(Piece(slot, prompt.rid, position + 1, num_rows, prompt.logprobs + 1, embedding))
+            pieces.append(Piece(slot, prompt.rid, first_token, position + 1, num_rows, prompt.logprobs + 1, embedding))
             if position + count >= len(prompt.token_ids):
                 del self._prompts[slot]
         ids, values = self._logprobs(readout, rows, targets, max(piece.num_entries for piece in pieces) - 1)

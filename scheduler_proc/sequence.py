@@ -67,7 +67,7 @@ class Sequence:
         self.hashes: list[bytes] = []  # chain hashes of the full blocks of token_ids
         self.num_registered = 0  # how many leading blocks the pool knows by hash, or need not
 
-        self.num_read = 1  # leading tokens of the prompt whose log-probabilities were sent, the first having none
+        self.num_read = 0  # leading tokens of the prompt whose log-probabilities were sent
         self.cached_tokens = 0
         self.preemptions = 0
         self.opened = False  # its Head has been sent
@@ -111,6 +111,7 @@ class Sequence:
             rid=self.rid, output=self.output, prompt_tokens=self.prompt_len, cached_tokens=self.cached_tokens,
             received_ns=self.received_ns, tokenized_ns=self.tokenized_ns, queued_ns=self.queued_ns,
             scheduled_ns=self.scheduled_ns,
+            prompt_ids=self.token_ids[: self.prompt_len if self.output.prompt_ids else 0],
         )  # fmt: skip
 
     def tail(self, reason: int, now: int, stop_token: int | None = None, refusal: Refusal | None = None) -> Tail:

@@ -20,7 +20,7 @@ class Outcome:
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
-    prompt_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)  # from the second token on
+    prompt_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
     embedding: list[float] = field(default_factory=list)
     cached_tokens: int = 0
     reason: int = 0
@@ -62,7 +62,7 @@ def _take(scheduler: Scheduler, outcomes: list[Outcome]) -> None:
             outcomes[head.rid].cached_tokens = head.cached_tokens
         for reading in message.readings:
             outcome = outcomes[reading.rid]
-            assert reading.start == len(outcome.prompt_logprobs) + 1 or not reading.logprobs.counts
+            assert reading.start == len(outcome.prompt_logprobs) or not reading.logprobs.counts
             outcome.prompt_logprobs += _rows(reading.logprobs)
             outcome.embedding += reading.embedding
         for rid, token in zip(message.rids, message.token_ids, strict=True):

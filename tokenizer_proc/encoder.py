@@ -45,6 +45,10 @@ class Encoder(Protocol):
         """The text of ids, special tokens included."""
         ...
 
+    def names(self, token_ids: Sequence[int]) -> list[str]:
+        """What the vocabulary calls these ids, which it knows."""
+        ...
+
 
 class MockEncoder:
     """The vocabulary of `--model mock`: without special tokens."""
@@ -61,6 +65,9 @@ class MockEncoder:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return mock_vocabulary.decode(token_ids)
+
+    def names(self, token_ids: Sequence[int]) -> list[str]:
+        return [mock_vocabulary.piece(token_id).decode(errors="replace") for token_id in token_ids]
 
 
 class TokenizerEncoder:
@@ -94,6 +101,9 @@ class TokenizerEncoder:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._tokenizer.decode(token_ids, skip_special_tokens=False)
+
+    def names(self, token_ids: Sequence[int]) -> list[str]:
+        return [self._tokenizer.id_to_token(token_id) or "" for token_id in token_ids]
 
 
 class _LiteralTokenizer:

@@ -91,7 +91,9 @@ class Preparer:
             return self._encode_text(question.text or "", question.add_special_tokens)
 
         token_ids, refusal = _contained(work)
-        return LookUp(question.rid, "", array("i") if token_ids is None else token_ids, refusal)
+        ids = array("i") if token_ids is None else token_ids
+        names = self._encoder.names(ids) if question.wants_names else []
+        return LookUp(question.rid, "", ids, refusal, names)
 
     def _detokenize(self, question: Detokenize) -> LookUp:
         def work() -> str:

@@ -61,6 +61,7 @@ CONFIG = GatewayConfig(
     chat_template="",
     tool_call_parser="auto",
     reasoning_parser="auto",
+    pooling="last",
     enable_metrics=True,
     vllm_metrics=True,
     profile="",

@@ -86,7 +86,8 @@ def test_prompt_logprobs_equal_log_softmax_of_transformers(model: Model, way: st
         assert outcome.token_ids == other.token_ids
         assert outcome.cached_tokens == 0
         expected = model.logprobs(prompt + outcome.token_ids)
-        _check(outcome.prompt_logprobs, prompt[1:], expected[: len(prompt) - 1], 3)
+        assert outcome.prompt_logprobs[0] == [(prompt[0], 0.0)]
+        _check(outcome.prompt_logprobs[1:], prompt[1:], expected[: len(prompt) - 1], 3)
         _check(outcome.logprobs, outcome.token_ids, expected[len(prompt) - 1 : -1], 2)
 
 
@@ -107,7 +108,7 @@ def test_a_prompt_alone_samples_nothing_and_is_found_in_the_cache(model: Model) 
     outcomes, scheduler = generate(model.runner, model.ready, prompts, sampling, max_num_seqs=1)
     assert [outcome.cached_tokens for outcome in outcomes] == [0, 32, 32]
     assert [len(outcome.token_ids) for outcome in outcomes] == [0, 0, 2]
-    assert [len(outcome.prompt_logprobs) for outcome in outcomes] == [47, 0, 0]
+    assert [len(outcome.prompt_logprobs) for outcome in outcomes] == [48, 0, 0]
     assert scheduler.residents.pool.num_in_use == 0
 
 
