@@ -35,9 +35,13 @@ class Server:
         arguments: Sequence[str] = (),
         start_timeout_s: float = 300.0,
         env: Mapping[str, str] | None = None,
+        launch: Path = LAUNCH,
         **options: Any,
     ) -> None:
-        """`arguments` are handed to launch.py as they are, before the options given by name."""
+        """`arguments` are handed to launch.py as they are, before the options given by name.
+
+        `launch` is another checkout's launch.py, to compare with.
+        """
         self.arguments = ["--port=0", *arguments]
         for name, value in options.items():
             flag = name.replace("_", "-")
@@ -50,10 +54,11 @@ class Server:
         self.log: list[str] = []
         self._timeout_s = start_timeout_s
         self._env = env
+        self._launch = launch
 
     def __enter__(self) -> Server:
         self.process = subprocess.Popen(
-            [sys.executable, str(LAUNCH), *self.arguments], stderr=subprocess.PIPE, text=True, env=self._env
+            [sys.executable, str(self._launch), *self.arguments], stderr=subprocess.PIPE, text=True, env=self._env
         )
         lines: queue.Queue[str | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read_log, args=(lines,), daemon=True)

@@ -11,6 +11,7 @@ from aiohttp import HttpVersion11, hdrs, web
 from gateway.about import About
 from gateway.auth import ANTHROPIC_ROUTES, KeyRing
 from gateway.body import check_length
+from gateway.controls import Controls
 from gateway.cors import Cors
 from gateway.dialects.anthropic import Anthropic
 from gateway.dialects.anthropic_answer import error_response
@@ -27,8 +28,6 @@ from gateway.look_ups import LookUps
 from gateway.metrics.collect import collect
 from gateway.metrics.page import MetricsPage
 from gateway.openapi import OpenApi
-from gateway.profiling.routes import Profiles
-from gateway.profiling.session import Profiler
 from gateway.request_id import REQUEST_ID_HEADER, check_request_id, request_id_of
 from gateway.ring import RingView
 from gateway.server import connection_of
@@ -45,10 +44,12 @@ log = logging.getLogger(__name__)
 
 
 def build_app(
-    engine: Engine, ring: RingView, config: GatewayConfig, keys: KeyRing, profiler: Profiler | None = None
+    engine: Engine, ring: RingView, config: GatewayConfig, keys: KeyRing, controls: Controls | None = None
 ) -> web.Application:
-    """The HTTP application, to be run on `gateway.server.Port`; `keys` open its routes. Without a profiler, the routes
-    of profiles are missing."""
+    """The HTTP application, to be run on `gateway.server.Port`; `keys` open its routes.
+
+    Without `controls`, their routes are missing.
+    """
     metrics = engine.observer.metrics
     max_body_bytes = config.max_body_mib << 20
     intake = Intake(engine, ring, config)
@@ -152,10 +153,8 @@ def build_app(
     # As in SGLang it takes both methods; a HEAD, which only looks, must not flush.
     app.router.add_post("/flush_cache", inspection.flush_cache)
     app.router.add_get("/flush_cache", inspection.flush_cache, allow_head=False)
-    if profiler is not None:
-        profiles = Profiles(profiler)
-        app.router.add_post("/start_profile", profiles.start, expect_handler=expect)
-        app.router.add_post("/stop_profile", profiles.stop)
+    if controls is not None:
+        controls.add_routes(app, expect)
     if config.enable_metrics:
         page = MetricsPage(lambda: collect(ring, metrics, engine.in_flight()), config.vllm_metrics)
         app.router.add_get("/metrics", page.metrics)

@@ -10,16 +10,20 @@ from typing import Any
 
 import uvloop
 
+from gateway.activity import Activity
 from gateway.app import build_app
 from gateway.auth import is_public, load_keys
+from gateway.controls import Controls
 from gateway.engine import Engine
 from gateway.errors import ApiError
+from gateway.metrics.collect import collect
 from gateway.profiling.session import Profiler, Wanted
 from gateway.ring import RingView
 from gateway.schemas import MAX_TIMEOUT_MS
 from gateway.server import Port
 from gateway.tls import server_context
 from ipc import faults
+from ipc import log as process_log
 from ipc.messages import (
     Beat,
     Drain,
@@ -31,6 +35,7 @@ from ipc.messages import (
     ModelFiles,
     Report,
     RingState,
+    SetLogLevel,
     Shutdown,
     SpanChunk,
     StartProfile,
@@ -91,7 +96,8 @@ class Gateway:
                 " 0 is no limit"
             )
         keys = load_keys(config.api_key, config.api_key_file)
-        port = Port(build_app(self._engine, self._ring, config, keys, self._profiler))
+        controls = Controls(self._ring, self._profiler, lambda name, message: self._process.peer(name).send(message))
+        port = Port(build_app(self._engine, self._ring, config, keys, controls))
         url = await port.open(config.host, config.port, server_context(config.ssl_certfile, config.ssl_keyfile))
         if is_public(config.host) and not keys:
             log.warning(
@@ -101,8 +107,10 @@ class Gateway:
             )
         inbox = AsyncInbox(self._process.inbox, asyncio.get_running_loop(), self._on_message)
         self._process.ready(url=url)
+        activity = asyncio.create_task(self._log_activity())
         ticker = asyncio.get_running_loop().create_task(self._tick())
         await self._stopped.wait()
+        activity.cancel()
         ticker.cancel()
         self._engine.fail_all(ApiError(503, "the server is shutting down"))
         await port.close()
@@ -124,6 +132,12 @@ class Gateway:
         except Exception:
             log.exception("a %s could not be handled", type(message).__name__)
         self._publish_stats()
+
+    async def _log_activity(self) -> None:
+        """One gateway speaks for all."""
+        if number_of(self._process.name) == 0:
+            metrics = self._engine.observer.metrics
+            await Activity(lambda: collect(self._ring, metrics, self._engine.in_flight())).run()
 
     def _publish_stats(self) -> None:
         """Often enough for the beats; those of the others see to it that this is called again."""
@@ -153,6 +167,8 @@ class Gateway:
                     self._profile_from_the_start()
             case ModelFiles() | Loading() | Beat():
                 self._ring.update(message)
+            case SetLogLevel(level=level):
+                process_log.set_level(level)
             case StartProfile():
                 self._profiler.on_start(message)
             case StopProfile():

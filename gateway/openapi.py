@@ -15,6 +15,7 @@ from gateway.auth import ANTHROPIC_ROUTES, OPEN_ROUTES
 from gateway.dialects import responses_schemas, sglang_schemas
 from gateway.dialects.anthropic_schemas import MessagesRequest, PromptRequest
 from gateway.json_response import json_response
+from gateway.log_level import LogLevelRequest
 from gateway.parameters import UNSUPPORTED_CHAT, UNSUPPORTED_COMPLETION, UNSUPPORTED_EMBEDDING, UNSUPPORTED_TOKENIZE
 from gateway.profiling import routes as profiling
 from gateway.profiling.routes import ProfileRequest
@@ -43,6 +44,7 @@ BODIES: dict[str, tuple[tuple[type[Schema], ...], Unsupported]] = {
     "/tokenize": ((TokenizeTextRequest, TokenizeChatRequest), UNSUPPORTED_TOKENIZE),
     "/detokenize": ((DetokenizeRequest,), {}),
     "/start_profile": ((ProfileRequest,), profiling.UNSUPPORTED),
+    "/log_level": ((LogLevelRequest,), {}),
 }
 STREAMS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/generate")
 EMPTY_BODIES = ("/start_profile",)  # whose body may be missing

@@ -15,6 +15,7 @@ class RingConfig:
     epoch: int  # of this run of this process: every run in the ring has a number of its own, and a later one a higher
     log_level: str
     runs: dict[str, int] = field(default_factory=dict)  # process name -> epoch of its run; those missing have this one
+    log_format: str = "text"  # or "json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -537,6 +537,14 @@ class Shutdown:
     """supervisor -> any process: leave the loop and exit."""
 
 
+@message(47)
+@dataclass(slots=True)
+class SetLogLevel:
+    """gateway -> any process, the supervisor too: say more, or less, in the log."""
+
+    level: str  # one of ipc.log.LEVELS
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Profiling
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ipc.log import FORMATS, LEVELS
+
 
 @dataclass(frozen=True, slots=True)
 class Option:
@@ -212,7 +214,14 @@ OPTIONS: dict[str, list[Option]] = {
         Option("profile", str, "", "file that gets a timeline of all processes, from the server's start to its end"),
         Option("profile_dir", str, "profiles", "folder for the timelines of /start_profile"),
         Option("tokenizer_threads", int, 2, "threads for chat templates and tokenizing", check=at_least(1)),
-        Option("log_level", str, "info", "how much the processes say", choices=("debug", "info", "warning", "error")),
+        Option("log_level", str, "info", "how much the processes say", choices=LEVELS),
+        Option(
+            "log_format",
+            str,
+            "text",
+            "how they say it: lines for people, or JSON",
+            choices=FORMATS,
+        ),
     ],
     "Scheduler": [
         Option(

@@ -25,13 +25,13 @@ from ipc import faults
 from ipc import log as process_log
 from ipc.config import RingConfig, section
 from ipc.gauges import Gauges
-from ipc.messages import Beat, Fatal, Lost, Ready, Shutdown, StartProfile, StopProfile, room_of
+from ipc.messages import Beat, Fatal, Lost, Ready, SetLogLevel, Shutdown, StartProfile, StopProfile, room_of
 from ipc.profiling import Profiled
 from ipc.sockets import Inbox, Outbox
 
 BEAT_INTERVAL_S = 0.4
 EXIT_FATAL = 2
-CONTROL = (Shutdown, StartProfile, StopProfile)  # what this harness takes care of
+CONTROL = (SetLogLevel, Shutdown, StartProfile, StopProfile)  # what this harness takes care of
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +108,8 @@ class Process:
         match message:
             case Shutdown():
                 self.running = False
+            case SetLogLevel(level=level):
+                process_log.set_level(level)
             case StartProfile():
                 self.profiled.start(message)
             case StopProfile():
@@ -158,7 +160,7 @@ def run(room: str, section_class: type, serve: Callable[[Process], None]) -> NoR
     setproctitle.setproctitle(f"quintet: {name.replace('.', ' ')}")
     faults.arm(name)
     ring = section(RingConfig, settings["ring"])
-    process_log.set_up(name, ring.log_level)
+    process_log.set_up(name, ring.log_level, ring.log_format)
     # A terminal or a service manager signals the whole group; the supervisor alone decides what that means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

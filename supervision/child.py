@@ -29,6 +29,17 @@ KILL_PATIENCE_S = 0.5  # for a killed process to be gone
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 5.0  # before a restart; doubled with every loss in a row
 
 
+def module_command(module: str) -> list[str]:
+    """How a module of ours is run as a program."""
+    return [sys.executable, "-P", "-m", module]  # -P: not what the current folder calls so
+
+
+def module_environment() -> dict[str, str]:
+    """And in which environment: it finds ours wherever it is started from."""
+    path = os.pathsep.join(filter(None, [str(HOME), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path}
+
+
 class Child:
     """A process and its state: "starting", "ready", "lost" (to be started again), or "failed" (it will not be).
 
@@ -50,11 +61,10 @@ class Child:
 
     def start(self, ring: RingConfig, config: Any, now: float) -> None:
         """Begin a run."""
-        path = os.pathsep.join(filter(None, [str(HOME), os.environ.get("PYTHONPATH")]))
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", PACKAGES[room_of(self.name)]],  # -P: not what the current folder calls so
+            module_command(PACKAGES[room_of(self.name)]),
             stdin=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
+            env=module_environment(),
             process_group=0,  # Ctrl-C is for the supervisor alone
         )
         self._process = process

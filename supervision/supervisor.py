@@ -18,6 +18,7 @@ from typing import Any
 
 import zmq
 
+from ipc import log as process_log
 from ipc.config import SECTIONS, RingConfig, section
 from ipc.messages import (
     Beat,
@@ -29,6 +30,7 @@ from ipc.messages import (
     ModelFiles,
     Ready,
     RingState,
+    SetLogLevel,
     Shutdown,
     model_name,
     room_of,
@@ -88,7 +90,8 @@ class Supervisor:
 
     def ring_for(self, name: str) -> RingConfig:
         """What a process of this name has to know of the ring."""
-        return RingConfig(self.run_dir, self._runs[name], self.options["log_level"], dict(self._runs))
+        level, form = self.options["log_level"], self.options["log_format"]
+        return RingConfig(self.run_dir, self._runs[name], level, dict(self._runs), form)
 
     def stop(self) -> None:
         """Ask the ring to end: the first call drains, a second one aborts what is left."""
@@ -167,6 +170,9 @@ class Supervisor:
                 else:
                     self.fatal = self.fatal or reason
                     self._exit_code = EXIT_FATAL
+            case SetLogLevel(level=level):
+                self.options["log_level"] = level  # for those that are started from now on
+                process_log.set_level(level)
             case Drained():
                 self._exit_code = 0
         self._on_event(message)

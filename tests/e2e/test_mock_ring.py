@@ -78,6 +78,19 @@ def test_the_metrics_of_all_processes_add_up() -> None:
             assert read("quintet_process_messages_received_total", name) > 0
 
 
+def test_quintet_top_shows_a_server(mock_server: Server) -> None:
+    command = [sys.executable, str(LAUNCH), "top", "--once", "--url", mock_server.url]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+    for name in ("gateway", "tokenizer", "scheduler", "model", "detokenizer"):
+        assert any(line.split()[:2] == [name, "ready"] for line in shown.splitlines())
+
+
+def test_the_log_level_of_a_running_server(mock_server: Server) -> None:
+    answer = httpx.post(f"{mock_server.url}/log_level", json={"level": "debug"}).json()
+    assert set(answer["processes"]) == {"supervisor", "gateway", "tokenizer", "scheduler", "model", "detokenizer"}
+    assert httpx.post(f"{mock_server.url}/log_level", json={"level": "info"}).status_code == 200
+
+
 def test_stop_strings_never_leak_and_free_their_blocks(mock_server: Server) -> None:
     api = client(mock_server)
     stop = TEXT[200:203]

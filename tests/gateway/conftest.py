@@ -41,7 +41,7 @@ def config() -> GatewayConfig:
 async def port(ring: ScriptedRing, config: GatewayConfig) -> Port:
     """The port of a gateway on that ring, still to be opened."""
     keys = load_keys(config.api_key, config.api_key_file)
-    return Port(build_app(ring.engine, ring.view, config, keys, ring.profiler))
+    return Port(build_app(ring.engine, ring.view, config, keys, ring.controls))
 
 
 @pytest_asyncio.fixture

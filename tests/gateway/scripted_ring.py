@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
+from gateway.controls import Controls
 from gateway.engine import Engine
 from gateway.parsers import reasoning
 from gateway.parsers.reader import TOOL_PARSERS
@@ -107,7 +108,8 @@ class ScriptedRing:
         self._news = asyncio.Event()
         profiled = Profiled("gateway", self._way_to)
         stub: Any = SimpleNamespace(name="gateway", profiled=profiled, spans=profiled.spans, peer=self._way_to)
-        self.profiler = Profiler(stub, self.view, self.engine.observer, CONFIG.profile_dir)
+        profiler = Profiler(stub, self.view, self.engine.observer, CONFIG.profile_dir)
+        self.controls = Controls(self.view, profiler, lambda name, message: self._way_to(name).send(message))
 
     def _way_to(self, name: str) -> Any:
         return SimpleNamespace(send=self.sent.append)

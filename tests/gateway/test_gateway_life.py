@@ -307,7 +307,7 @@ class ChildGateway:
     """`python -m gateway`, as the supervisor starts it."""
 
     def __init__(self, run_dir: str, port: int) -> None:
-        ring = {"run_dir": run_dir, "epoch": 3, "log_level": "warning", "runs": {}}
+        ring = {"run_dir": run_dir, "epoch": 3, "log_level": "warning", "log_format": "text", "runs": {}}
         config = asdict(replace(CONFIG, port=port))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "gateway"], stdin=subprocess.PIPE, cwd=Path(__file__).parents[2]

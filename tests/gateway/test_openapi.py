@@ -20,7 +20,7 @@ async def test_every_route_is_described(ring: ScriptedRing, http: aiohttp.Client
     async with http.get("/openapi.json") as response:
         description = await response.json()
     assert description["openapi"] == "3.1.0"
-    app = build_app(ring.engine, ring.view, CONFIG, KeyRing([]), ring.profiler)
+    app = build_app(ring.engine, ring.view, CONFIG, KeyRing([]), ring.controls)
     routes = {resource.canonical for resource in app.router.resources()}
     assert set(description["paths"]) == routes - set(UNBUILT)
     assert set(BODIES) <= set(description["paths"])

@@ -19,6 +19,7 @@ import pytest_asyncio
 
 from gateway.app import build_app
 from gateway.auth import KeyRing
+from gateway.controls import Controls
 from gateway.profiling import session
 from gateway.profiling.parts import Part, Recorded
 from gateway.profiling.session import Profiler, Wanted, write_trace
@@ -41,6 +42,7 @@ class World:
         ring.engine.observer.spans = profiled.spans
         self.spans = profiled.spans
         self.profiler = Profiler(process, ring.view, ring.engine.observer, str(folder))
+        self.controls = Controls(ring.view, self.profiler, self._send)
 
     def _peer(self, name: str) -> Any:
         return SimpleNamespace(send=lambda message: self._send(name, message))
@@ -62,7 +64,7 @@ def world(ring: ScriptedRing, tmp_path: Path) -> World:
 
 @pytest_asyncio.fixture
 async def http(ring: ScriptedRing, world: World) -> AsyncIterator[aiohttp.ClientSession]:
-    port = Port(build_app(ring.engine, ring.view, CONFIG, KeyRing([]), world.profiler))
+    port = Port(build_app(ring.engine, ring.view, CONFIG, KeyRing([]), world.controls))
     async with aiohttp.ClientSession(await port.open("127.0.0.1", 0)) as session:
         yield session
     await port.close()
@@ -177,7 +179,7 @@ async def test_seconds_and_steps_end_a_profile(http: aiohttp.ClientSession, worl
 async def test_a_folder_that_cannot_be_written_to(ring: ScriptedRing, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     world = World(ring, tmp_path / "file" / "profiles")
-    port = Port(build_app(ring.engine, ring.view, CONFIG, KeyRing([]), world.profiler))
+    port = Port(build_app(ring.engine, ring.view, CONFIG, KeyRing([]), world.controls))
     async with aiohttp.ClientSession(await port.open("127.0.0.1", 0)) as http:
         for _ in range(2):  # it is no profile that runs
             status, answer = await post(http, "/start_profile")
