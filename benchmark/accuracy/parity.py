@@ -89,19 +89,20 @@ class Reference:
     def __init__(self, folder: Path) -> None:
         """`folder` holds config.json and the weights. Raises OSError and ValueError."""
         import torch
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, GenerationConfig
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
         self._torch = torch
         self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        # `generate` looks here for what it is not given: no penalties, no end of sequence.
+        self._model.generation_config = GenerationConfig()
 
     def greedy(self, prompt_ids: Sequence[int], max_tokens: int) -> tuple[list[int], list[float]]:
         """So many tokens, whatever they are, and the gap to the second best candidate at each, in nats."""
         from transformers import GenerationConfig
 
         prompt = self._torch.tensor([list(prompt_ids)])
-        # Nothing of the checkpoint's own generation config: no penalties, no end of sequence.
         plain = GenerationConfig(
             max_new_tokens=max_tokens, do_sample=False, pad_token_id=0, output_logits=True, return_dict_in_generate=True
         )

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from benchmark.accuracy.__main__ import main
 from benchmark.accuracy.answers import letter, number, value_of
-from benchmark.accuracy.parity import Continuation, compare, same_beginning, summary
+from benchmark.accuracy.parity import Continuation, Reference, compare, same_beginning, summary
 from benchmark.accuracy.questions import DATASETS, Question, choose, read_questions
 from benchmark.accuracy.scores import Graded, by_subject, score, wilson
 from benchmark.datasets import DatasetError
 from benchmark.server import Server
+from tests.model_proc.small_models import VOCAB_SIZE, save
 
 CHOICES = ("Paris", "London", "Vitamin D", "a dog")
 
@@ -186,6 +189,22 @@ def test_parity_is_compared_token_by_token() -> None:
     assert found["logprob_difference_max"] == 0.5
     assert found["prompt_perplexity_ratio"] == pytest.approx(1.2840, abs=1e-4)  # e ** 0.25
     assert same_beginning([], []) == 0
+
+
+def test_the_reference_is_greedy_whatever_the_checkpoint_asks_for(tmp_path: Path) -> None:
+    folder = save("llama", tmp_path)
+    every_id = list(range(VOCAB_SIZE))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": every_id, "repetition_penalty": 9.0}))
+    reference = Reference(folder)
+    ids, gaps = reference.greedy([5, 6, 7], 12)
+    assert len(ids) == len(gaps) == 12
+    with torch.inference_mode():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        rows = model(input_ids=torch.tensor([[5, 6, 7, *ids]])).logits[0, :-1].log_softmax(-1)
+    assert rows[2:].argmax(-1).tolist() == ids
+    best = rows[2:].topk(2).values
+    assert gaps == pytest.approx((best[:, 0] - best[:, 1]).tolist(), abs=1e-4)
+    assert reference.logprobs([5, 6, 7, *ids])[2:] == pytest.approx(best[:, 0].tolist(), abs=1e-4)
 
 
 # -- whole runs --------------------------------------------------------------------------------------------------------
