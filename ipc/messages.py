@@ -303,6 +303,7 @@ class Result:
     started_ns: int
     finished_ns: int
     readings: list[Reading] = field(default_factory=list)  # what it read of prompts
+    out_of_memory: bool = False  # nothing of the step counts, and nothing of it is to blame: it was too large
 
 
 @message(6)

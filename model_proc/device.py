@@ -34,9 +34,17 @@ def find_device(wanted: str, seat: Seat) -> torch.device:
 
 
 def find_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """The type for `--dtype`. `auto` is bfloat16 where the hardware multiplies it fast, float32 elsewhere."""
+    """The type for `--dtype`. Raises FatalError when the device does not have it.
+
+    `auto` is bfloat16 where the hardware multiplies it fast, float16 on older GPUs, float32 on other CPUs.
+    """
+    has_bfloat16 = device.type == "cpu" or torch.cuda.get_device_capability(device) >= (8, 0)
+    if wanted == "bfloat16" and not has_bfloat16:
+        raise FatalError("--dtype bfloat16: this GPU cannot compute with it; use float16 or float32")
     if wanted != "auto":
         return DTYPES[wanted]
+    if not has_bfloat16:
+        return torch.float16
     if device.type == "cuda" or torch.cpu._is_avx512_bf16_supported():
         return torch.bfloat16
     return torch.float32
@@ -54,6 +62,14 @@ def uses_triton(wanted: str, device: torch.device) -> bool:
 def has_dependent_launch(device: torch.device) -> bool:
     """Whether a kernel may start before the one in front of it has ended: Hopper and later."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an operation failed because there was no memory for it."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # A CPU's allocator and the GPU's libraries have no exception of their own.
+    return any(text in str(error) for text in ("can't allocate memory", "_ALLOC_FAILED", "out of memory"))
 
 
 def free_memory(device: torch.device, gpu_memory_utilization: float) -> int:

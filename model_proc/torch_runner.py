@@ -22,6 +22,7 @@ from ipc.messages import Admit, Logprobs, ModelFiles, Plan, Prepare, Result, Run
 from ipc.process import FatalError
 from model_proc.batch import StepInputs
 from model_proc.constraints import Constraint, Constraints
+from model_proc.device import is_out_of_memory
 from model_proc.files.checkpoint import generation_defaults
 from model_proc.files.model_files import Progress
 from model_proc.grammars import Answer, Grammars
@@ -56,6 +57,7 @@ class Launched:
     read: Read | None = None  # likewise: what was read of prompts
     done: torch.cuda.Event | None = None  # None on a CPU, where `launch` has done the work
     error: str = ""  # why the whole step failed, "" when it did not
+    ran_out: bool = False  # of memory
     is_known: bool = False  # its tokens were waited for, and have reached the constraints
 
     @property
@@ -93,7 +95,16 @@ class TorchRunner:
     def load(self) -> RunnerReady:
         """Load the model and make ready for plans. Raises ModelFilesError, or FatalError when it does not fit."""
         config, files = self._config, self._files
-        loaded = load(config, files, self._loading, self._seat)
+        try:
+            loaded = load(config, files, self._loading, self._seat)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise FatalError(
+                f"{files.name} does not fit into the memory of its device ({error}): share it with"
+                " --tensor-parallel-size, lower --gpu-memory-utilization or --kv-cache-memory-bytes if the cache is too"
+                " large, or use a smaller model"
+            ) from error
         self._device = loaded.device
         self._has_kernels = loaded.has_kernels
         self._model = loaded.model
@@ -177,7 +188,9 @@ class TorchRunner:
             step=step.plan.step, slots=step.slots, token_ids=Ids("i"), logprobs=None, failed=[], errors=[],
             started_ns=step.started_ns, finished_ns=0,
         )  # fmt: skip
-        if step.error:
+        if step.ran_out:
+            result.slots, result.out_of_memory = [], True
+        elif step.error:
             result.slots = []
             result.failed = step.plan.slots
             result.errors = [step.error] * len(result.failed)
@@ -195,12 +208,20 @@ class TorchRunner:
         try:
             with torch.inference_mode():
                 yield
-        except RuntimeError as failure:
+        except (RuntimeError, MemoryError) as failure:
             if self._ranks is not None:
                 raise  # the others are in the middle of a sum that this one never joined
-            log.exception("step %d failed", step.plan.step)
             self._reader.take()
-            step.error = step.error or f"the {what} failed in this step: {type(failure).__name__}"
+            if is_out_of_memory(failure):
+                log.warning(
+                    "no memory for step %d of %d tokens: %s", step.plan.step, sum(step.plan.num_tokens), failure
+                )
+                step.ran_out = True
+            else:
+                log.exception("step %d failed", step.plan.step)
+                step.error = step.error or f"the {what} failed in this step: {type(failure).__name__}"
+        if step.ran_out and self._device.type == "cuda":
+            torch.cuda.empty_cache()  # pieces of the wrong sizes; only now does nothing hold on to them
 
     # -- the forward pass ----------------------------------------------------------------------------------------------
 

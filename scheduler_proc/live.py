@@ -60,7 +60,7 @@ def live_view(scheduler: Scheduler) -> dict[str, Any]:
 
 def describe(step: Step) -> dict[str, int]:
     """What a step holds."""
-    tokens = len(step.decodes) + step.other_tokens
+    tokens = step.size
     return {
         "step": step.number,
         "prefills": len(step.prefills),

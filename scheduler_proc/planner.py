@@ -19,6 +19,7 @@ from scheduler_proc.residents import Residents
 from scheduler_proc.sequence import Sequence
 from scheduler_proc.step import Step
 from scheduler_proc.tally import Tally
+from scheduler_proc.token_budget import TokenBudget
 from scheduler_proc.waiting import WaitingLine
 
 UNLIMITED = 1 << 30
@@ -34,6 +35,7 @@ class Planner:
         self.tally = Tally()
         self.next_step = 0
         self.preemptions = 0
+        self.budget = TokenBudget(config.max_num_batched_tokens)
         self._parked: dict[int, list[Sequence]] = {}  # preempted ones, by the step whose result they wait for
         self._config = config
         self._residents = residents
@@ -53,8 +55,10 @@ class Planner:
         """The next step, in flight from now on; None when the pipeline is full or there is nothing to do."""
         if len(self.in_flight) >= self._max_in_flight:
             return None
-        step = Step(self.next_step, self._config.max_num_batched_tokens, self._max_seqs, planned_ns=now)
+        step = Step(self.next_step, self.budget.tokens, self._max_seqs, planned_ns=now)
         running = self._candidates()
+        if self.in_flight and self._may_wait(running):
+            return None
         if self._config.prefill_order == "mixed":
             # When the running ones fill the step they take turns, and whoever is new has never had one.
             takes_turns = len(running) >= self._max_seqs
@@ -120,6 +124,15 @@ class Planner:
         sequence.requeued_ns = now
         self._log.happens(sequence, Event.REQUEUED, now)
         self._waiting.push(sequence, self.next_step)
+
+    def _may_wait(self, running: list[Sequence]) -> bool:
+        """Whether the step would hold nothing but prompts that do not fill it, behind a step that is at work.
+
+        Planned when that one is done, it takes along whoever arrives meanwhile, and nobody waits longer for it.
+        """
+        if self._exclusive or self._waiting.num_tokens >= self.budget.tokens:
+            return False
+        return not any(sequence.num_tokens < sequence.max_length for sequence in running)
 
     # -- the running ones ----------------------------------------------------------------------------------------------
 

@@ -59,6 +59,9 @@ WHEREABOUTS = {
 }
 
 
+NO_MEMORY = "memory ran out in this request's step, which cannot be made smaller; ask for less, or try again later"
+
+
 class Scheduler:
     """All sequences from their Submit to their Tail. The caller passes messages and the time in, and takes out plans
     (`plan`), what else the runner must know (`grammars.outgoing`), what goes to the detokenizer (`outgoing`) and what
@@ -183,7 +186,11 @@ class Scheduler:
         for sequence in step.prefills:
             sequence.started_ns = sequence.started_ns or started
         self._pass_on(result.readings)
-        self._append(step, self._fail(step, result, now) if result.failed else step.samplers, result, now)
+        if result.out_of_memory:
+            self._run_out(step, now)
+        else:
+            self.planner.budget.went_well()
+            self._append(step, self._fail(step, result, now) if result.failed else step.samplers, result, now)
         for sequence in step.prompts:
             if result.step > sequence.discard_until:
                 self._finish(sequence, LENGTH, now)
@@ -343,15 +350,38 @@ class Scheduler:
             bad.update(sequence.blocks[sequence.num_shared :], step.filled.get(slot, ()))
             if result.step > sequence.discard_until:  # else it is over, or rewound already
                 self._finish(sequence, ERROR, now, refusal=Refusal(500, "server_error", error))
-        for sequence in built_on(bad, self.residents.sequences):
+        self._rewind(built_on(bad, self.residents.sequences), now)
+        self._forget(bad)
+        return [sequence for sequence in step.samplers if slot_of[sequence] not in failed]
+
+    def _run_out(self, step: Step, now: int) -> None:
+        """Take back a step that found no memory to run in, and make smaller ones; end what no step can do smaller."""
+        self.planner.budget.ran_out(step.size)
+        believed = [sequence for sequence in step.members if step.number > sequence.discard_until]
+        if step.size == 1 or (len(step.members) == 1 and not self.config.enable_chunked_prefill):
+            for sequence in believed:
+                self._finish(sequence, ERROR, now, refusal=Refusal(500, "server_error", NO_MEMORY))
+        else:
+            self._rewind(believed, now)
+        # Its decodes' blocks have no names before their tokens are there.
+        bad = {block for blocks in step.filled.values() for block in blocks}
+        self._rewind(built_on(bad, self.residents.sequences), now)
+        self._forget(bad)
+
+    def _rewind(self, sequences: list[Sequence], now: int) -> None:
+        """Compute sequences again from the tokens that have arrived, whatever the steps in flight make of them."""
+        for sequence in sequences:
             self.planner.discard(sequence, until=sequence.last_step)
-            self.planner.preempt(sequence, now)
+            if sequence.slot >= 0:
+                self.planner.preempt(sequence, now)
+
+    def _forget(self, bad: set[int]) -> None:
+        """No later plan finds blocks whose content is not what their names say."""
         self.residents.pool.forget(bad)
         # Whoever built on bad blocks and has left since did so in the steps behind this one.
         for later in self.planner.in_flight.values():
             for blocks in later.filled.values():
                 self.residents.pool.forget(blocks)
-        return [sequence for sequence in step.samplers if slot_of[sequence] not in failed]
 
     # -- the life of a sequence ----------------------------------------------------------------------------------------
 

@@ -41,9 +41,14 @@ class Step:
     kv_tokens: int = 0  # the lengths that its rows attend to, summed up; for the step log alone
 
     @property
+    def size(self) -> int:
+        """Tokens that it has."""
+        return len(self.decodes) + self.other_tokens
+
+    @property
     def budget(self) -> int:
         """Tokens that there is room for."""
-        return self.max_tokens - len(self.decodes) - self.other_tokens
+        return self.max_tokens - self.size
 
     @property
     def room(self) -> int:

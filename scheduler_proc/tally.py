@@ -43,7 +43,7 @@ class Tally:
     def planned(self, step: Step) -> None:
         """A step is complete, and on its way."""
         sequences = len(step.decodes) + len(step.others)
-        tokens = len(step.decodes) + step.other_tokens
+        tokens = step.size
         self._prefills += len(step.prefills)
         self._decodes += sequences - len(step.prefills)
         self._prefill_tokens += step.num_prefill_tokens

@@ -279,4 +279,6 @@ def decode_blocks(pairs: int, row_bytes: int) -> tuple[int, int, int]:
         return 32, 4, 2
     if row_bytes > 256:
         return 64, 4, 2
-    return (64, 8, 2) if pairs <= 64 else (64, 4, 2)
+    if pairs <= 64:
+        return 64, 8, 2
+    return (64, 2, 2) if pairs <= 512 else (64, 4, 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-MIN_PART, MAX_PART = 64, 1024  # cached tokens of a part; MAX_PART gives way when there would be too many parts
+MIN_PART, MAX_PART = 64, 2048  # cached tokens of a part; MAX_PART gives way when there would be too many parts
 PARTS_PER_SEQUENCE = 1  # beyond the first one, on average
 PROGRAMS_PER_SM = 3  # that run at the same time
 

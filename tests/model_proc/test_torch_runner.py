@@ -179,5 +179,22 @@ def test_a_failing_forward_fails_that_step_alone(model: Model, monkeypatch: pyte
     assert scheduler.residents.pool.num_in_use == 0
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory"), MemoryError()])
+def test_a_step_without_memory_is_made_smaller(
+    error: Exception, model: Model, batched: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = model.runner._forward
+
+    def run_out(inputs: Any) -> Any:
+        if len(inputs.token_ids) > 24:
+            raise error
+        return original(inputs)
+
+    monkeypatch.setattr(model.runner, "_forward", run_out)
+    outcomes, scheduler = generate(model.runner, model.ready, model.prompts, [GREEDY] * len(PROMPTS))
+    assert [outcome.token_ids for outcome in outcomes] == batched
+    assert scheduler.planner.preemptions > 0
+
+
 def _tokens(outcomes: list[Outcome]) -> list[list[int]]:
     return [outcome.token_ids for outcome in outcomes]

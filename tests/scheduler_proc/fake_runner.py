@@ -56,9 +56,15 @@ class FakeRunner:
         if message.text != "bad":
             self.grammars.add(message.grammar)
 
-    def execute(self, fail: set[int] | None = None) -> Result:
-        """Run the oldest plan; `fail` are indexes into its slots whose work comes to nothing."""
+    def execute(self, fail: set[int] | None = None, most_tokens: int | None = None) -> Result:
+        """Run the oldest plan; `fail` are indexes into its slots whose work comes to nothing.
+
+        There is no memory for steps of more than `most_tokens`: they leave garbage behind.
+        """
         plan = self.plans.popleft()
+        ran_out = most_tokens is not None and sum(plan.num_tokens) > most_tokens
+        if ran_out:
+            fail = set(range(len(plan.slots)))
         for slot in plan.drop:
             self.slots.pop(slot, None)
         for admit in plan.admit:
@@ -80,6 +86,9 @@ class FakeRunner:
         assert next(new_blocks, None) is None
         for slot in sampling:
             self._sample(slot, result, slot in failed_slots)
+        if ran_out:
+            result.out_of_memory = True
+            return result
         for slot in sorted(failed_slots):
             result.failed.append(slot)
             result.errors.append("failed on purpose")

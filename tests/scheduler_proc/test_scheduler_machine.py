@@ -145,6 +145,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             fail = {index} & set(range(len(self.runner.plans[0].slots)))
             self.scheduler.result(self.runner.execute(fail), self.now)
 
+    @rule(most_tokens=st.integers(0, 6))
+    def run_out_of_memory(self, most_tokens: int) -> None:
+        if self.runner.plans:
+            self.scheduler.result(self.runner.execute(most_tokens=most_tokens), self.now)
+
     @rule()
     def flush_cache(self) -> None:
         self.scheduler.flush_cache()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,6 +49,7 @@ class Ring:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         others = [name for name in RUNS if name != "scheduler"]
         self.inboxes = {name: Inbox(self.context, self.run_dir, name, RUNS[name], RUNS) for name in others}
+        self.received: dict[str, deque[Any]] = {name: deque() for name in others}
         self.outboxes: dict[int, Outbox] = {}
         config = section(SchedulerConfig, complete({}))
         self.process = Process("scheduler", RingConfig(self.run_dir, RUNS["scheduler"], "info", RUNS), config)
@@ -76,12 +78,13 @@ class Ring:
 
     def next(self, name: str, kind: type[Message]) -> Message:
         """The next message of a kind in somebody's inbox; others that come before it are dropped."""
+        received = self.received[name]
         while True:
-            messages = self.inboxes[name].receive(20)
-            assert messages, f"no {kind.__name__} for the {name}"
-            for message in messages:
-                if isinstance(message, kind):
+            while received:
+                if isinstance(message := received.popleft(), kind):
                     return message
+            received.extend(self.inboxes[name].receive(20))
+            assert received, f"no {kind.__name__} for the {name}"
 
     def start(self) -> None:
         self.send("model", RUNNER)
@@ -117,6 +120,7 @@ def test_a_lost_model_ends_all_sequences_and_its_successor_is_awaited(ring: Ring
     assert all(tail.reason == ERROR and tail.refusal and tail.refusal.status == 503 for tail in tails)
     ring.inboxes["model"].close()
     ring.inboxes["model"] = Inbox(ring.context, ring.run_dir, "model", 9, RUNS)
+    ring.received["model"].clear()
     ring.send(9, RUNNER)
     ring.next("supervisor", Ready)
     ring.submit(FIRST + 2)
