@@ -15,5 +15,7 @@
 What the first two share: `presets` (the scenarios), `experiment` (the command line), `summary`, `bounds`, `report` and
 `plot` (the figures). Live runs are made of `server`, `server_figures`, `step_log`, `load`, `client` and
 `http_connection`; simulated ones of `simulation`, `simulated_load`, `ring_model`, `virtual_time` and `overheads`,
-which `calibrate` measures with `control_plane` and `ring_costs`.
+which `calibrate` measures with `control_plane` and `ring_costs`. The programs
+that measure any server share `targets` (which one), `client`, `events` and `connection_pool` (how it is asked),
+`datasets`, `metrics_page`, `profiled` and `trace`.
 """

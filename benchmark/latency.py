@@ -25,7 +25,6 @@ span and hop by hop; the timeline itself stays where the server wrote it.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import platform
 import sys
@@ -42,16 +41,17 @@ from rich.table import Table
 
 from benchmark.client import Client, Measured
 from benchmark.events import COMPLETIONS
+from benchmark.kinds import count, counts
 from benchmark.metrics_page import Page, page_behind, read_page
 from benchmark.profiled import profiled
 from benchmark.progress import progress_bar
 from benchmark.report import write_json
-from benchmark.server import Server, ServerError
+from benchmark.server import ServerError
 from benchmark.serving.metrics import spread_ms
 from benchmark.serving.prompts import Lengths, PromptError, built_in
 from benchmark.serving.tokens import Counter, find_counter
 from benchmark.serving.traffic import Form, Sent, send_all
-from benchmark.targets import TargetError, api_headers, first_model, root_of
+from benchmark.targets import TargetError, add_target, api_headers, check_target, first_model, target
 from benchmark.trace import TraceError, load
 from benchmark.trace_report import report
 
@@ -133,10 +133,10 @@ async def measure_batches(
     lengths = Lengths(args.input_len, args.output_len, 1.0)
     found = []
     for size in args.batch_sizes:
-        count = args.num_iters_warmup + args.num_iters
-        task = progress.add_task(f"batches of {size}", total=count)
+        total = args.num_iters_warmup + args.num_iters
+        task = progress.add_task(f"batches of {size}", total=total)
         before, batches = None, []
-        for index in range(count):
+        for index in range(total):
             if index == args.num_iters_warmup:
                 before = await read_page(client)
             requests = await built_in(size, lengths, counter, f"{args.seed} {size} {index}")
@@ -213,26 +213,19 @@ def show(console: Console, found: dict[str, Any]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmark.latency", description="Where the time of a token goes.")
-    parser.add_argument("--base-url", default="", help="root of the server (default: http://localhost:8000)")
-    parser.add_argument("--launch", action="store_true", help="start a Quintet server, with the options behind --")
-    parser.add_argument("--model", default="", help="public name of the model (default: the first of /v1/models)")
-    parser.add_argument("--batch-sizes", "--batch-size", type=_counts, default=[1, 8], help="default: 1,8")
-    parser.add_argument("--input-len", type=_count, default=128, help="tokens of a prompt (default: 128)")
-    parser.add_argument("--output-len", type=_count, default=64, help="tokens of an answer (default: 64)")
-    parser.add_argument("--num-iters", type=_count, default=10, help="batches of each size (default: 10)")
-    parser.add_argument("--num-iters-warmup", type=_count, default=2, help="batches before those (default: 2)")
+    add_target(parser)
+    parser.add_argument("--batch-sizes", "--batch-size", type=counts, default=[1, 8], help="default: 1,8")
+    parser.add_argument("--input-len", type=count, default=128, help="tokens of a prompt (default: 128)")
+    parser.add_argument("--output-len", type=count, default=64, help="tokens of an answer (default: 64)")
+    parser.add_argument("--num-iters", type=count, default=10, help="batches of each size (default: 10)")
+    parser.add_argument("--num-iters-warmup", type=count, default=2, help="batches before those (default: 2)")
     parser.add_argument("--seed", type=int, default=42, help="of the prompts (default: 42)")
     parser.add_argument("--profile", action="store_true", help="record a batch of each size, and show a token's way")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
-    parser.add_argument("options", nargs="*", metavar="OPTION", help="options of launch.py, behind --")
     args = parser.parse_args(argv)
     try:
-        if args.options and not args.launch:
-            raise TargetError(f"{args.options[0]}: options of launch.py need --launch")
-        if args.launch and args.base_url:
-            raise TargetError("--base-url: with --launch the server is a new one")
-        with contextlib.ExitStack() as stack:
-            url = stack.enter_context(Server(args.options)).url if args.launch else root_of(args.base_url)
+        check_target(args)
+        with target(args) as (url, _):
             found = uvloop.run(run(args, url))
         if args.json:
             write_json(args.json, found)
@@ -241,17 +234,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"benchmark.latency: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return value
-
-
-def _counts(text: str) -> list[int]:
-    return [_count(part) for part in text.split(",")]
 
 
 if __name__ == "__main__":

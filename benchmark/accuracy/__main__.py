@@ -12,7 +12,6 @@ with torch in this process, in float32, and compares greedy tokens and log-likel
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
 import time
@@ -33,10 +32,11 @@ from benchmark.client import Client
 from benchmark.connection_pool import ConnectionPool
 from benchmark.datasets import DatasetError, Source, read_rows
 from benchmark.events import CHAT
+from benchmark.kinds import count
 from benchmark.progress import progress_bar
 from benchmark.report import write_json
-from benchmark.server import Server, ServerError
-from benchmark.targets import TargetError, api_headers, first_model, root_of
+from benchmark.server import ServerError
+from benchmark.targets import TargetError, add_target, api_headers, check_target, first_model, target
 from model_proc.files.checkpoint import default_cache_dir, resolve
 from model_proc.files.model_files import ModelFilesError
 
@@ -69,22 +69,21 @@ async def check_parity(args: argparse.Namespace, url: str) -> dict[str, Any]:
     folder = resolve(args.reference or EMBEDDED, default_cache_dir(), lambda *_: None).folder
     async with ConnectionPool(url, api_headers(os.environ)) as pool:
         model = args.model or await first_model(pool, url)
-        count = args.max_tokens or PARITY_TOKENS
+        max_tokens = args.max_tokens or PARITY_TOKENS
         try:
-            got = await continuations(pool, model, TEXTS[: args.num_samples], count, args.concurrency)
+            got = await continuations(pool, model, TEXTS[: args.num_samples], max_tokens, args.concurrency)
         except OSError as error:
             raise TargetError(f"{url}: {error}") from None
     reference = Reference(folder)
     with progress_bar(True) as progress:
         compared = [compare(reference, one) for one in progress.track(got, description="transformers")]
-    return {"model": model, "reference": args.reference or EMBEDDED, "max_tokens": count, **summary(compared)}
+    return {"model": model, "reference": args.reference or EMBEDDED, "max_tokens": max_tokens, **summary(compared)}
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All figures of one run, as plain data."""
     asked = [] if args.dataset == "parity" else questions(args)
-    with contextlib.ExitStack() as stack:
-        url = stack.enter_context(Server(args.options)).url if args.launch else root_of(args.base_url)
+    with target(args) as (url, _):
         found: dict[str, Any] = {"dataset": args.dataset, "date": time.strftime("%Y-%m-%d"), "options": args.options}
         if args.dataset == "parity":
             return found | uvloop.run(check_parity(args, url))
@@ -138,18 +137,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmark.accuracy", description="What a model answers through a server.")
     parser.add_argument("--dataset", choices=(*DATASETS, "parity"), default="mmlu", help="what is asked")
     parser.add_argument("--data", default="", help="local file instead of the hub's: .parquet, .jsonl, .json or .csv")
-    parser.add_argument("--num-samples", type=_count, default=200, help="questions (default: 200) or texts of parity")
+    parser.add_argument("--num-samples", type=count, default=200, help="questions (default: 200) or texts of parity")
     parser.add_argument("--subjects", default="", help="subjects of MMLU, separated by commas (default: all)")
     parser.add_argument("--seed", type=int, default=42, help="of the choice of questions (default: 42)")
-    parser.add_argument("--max-tokens", type=_count, default=0, help="of an answer (default: mmlu 32, gsm8k 512)")
-    parser.add_argument("--concurrency", type=_count, default=8, help="questions or texts at a time (default: 8)")
+    parser.add_argument("--max-tokens", type=count, default=0, help="of an answer (default: mmlu 32, gsm8k 512)")
+    parser.add_argument("--concurrency", type=count, default=8, help="questions or texts at a time (default: 8)")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for one answer (default: 300)")
-    parser.add_argument("--base-url", default="", help="root of the server (default: http://localhost:8000)")
-    parser.add_argument("--launch", action="store_true", help="start a Quintet server, with the options behind --")
-    parser.add_argument("--model", default="", help="public name of the model (default: the first of /v1/models)")
+    add_target(parser)
     parser.add_argument("--reference", default="", help=f"parity: folder, .gguf or hub id (default: {EMBEDDED})")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures and all answers to this file")
-    parser.add_argument("options", nargs="*", metavar="OPTION", help="options of launch.py, behind --")
     args = parser.parse_args(argv)
     try:
         _check(args)
@@ -167,24 +163,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse what makes no sense together. Raises ValueError."""
-    if args.options and not args.launch:
-        raise ValueError(f"{args.options[0]}: options of launch.py need --launch")
-    if args.launch and args.base_url:
-        raise ValueError("--base-url: with --launch the server is a new one")
+    """Refuse what makes no sense together. Raises ValueError and TargetError."""
+    check_target(args)
     if args.dataset == "parity" and (args.data or args.subjects):
         raise ValueError("--data and --subjects are of no use to the parity check: its texts are built in")
     if args.dataset != "parity" and args.reference:
         raise ValueError("--reference is the parity check's")
     if args.dataset != "mmlu" and args.subjects:
         raise ValueError("--subjects: only mmlu has subjects")
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return value
 
 
 if __name__ == "__main__":

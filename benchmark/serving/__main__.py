@@ -41,7 +41,7 @@ from benchmark.serving.prompts import PromptError, Request, Turn, built_in, from
 from benchmark.serving.report import draw, file_name, level_name, rows, show, show_server
 from benchmark.serving.tokens import Counter, FileCounter, TokenizerFileError, find_counter
 from benchmark.serving.traffic import Form, Traffic, send_all
-from benchmark.targets import TargetError, first_model, root_of
+from benchmark.targets import TargetError, first_model, target
 
 DETAILS = ("latencies", "queue_times")  # one number a request: in the files of --save-result alone
 
@@ -186,9 +186,8 @@ async def run(args: argparse.Namespace, url: str, server: Server | None, progres
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All levels, and what is known of a server of one's own."""
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(Server(args.options)) if args.launch else None
+        url, server = stack.enter_context(target(args))
         progress = stack.enter_context(progress_bar(not args.no_progress))
-        url = server.url if server else root_of(args.base_url)
         figures: dict[str, Any] = {"levels": uvloop.run(run(args, url, server, progress))}
         if server:
             memory = {name: process.memory_full_info().uss / 2**20 for name, process in server.processes().items()}

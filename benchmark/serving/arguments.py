@@ -11,10 +11,11 @@ from typing import Any
 
 from benchmark.datasets import Source
 from benchmark.events import CHAT, COMPLETIONS
+from benchmark.kinds import count, counts, positive
 from benchmark.serving.arrivals import UNLIMITED, Arrivals, Ramp
 from benchmark.serving.metrics import METRICS, SLO_METRICS
 from benchmark.serving.prompts import DEFAULT_LEN, Lengths
-from benchmark.targets import BASE_URL, api_headers
+from benchmark.targets import add_target, api_headers, check_target
 
 SWEEP = (1, 2, 4, 8, 16, 32)
 # What vLLM calls backends: who is asked. Here all speak the same dialect, but for chats.
@@ -33,20 +34,18 @@ def parser() -> argparse.ArgumentParser:
         prog="benchmark.serving", description="The serving benchmark, for any OpenAI-style server."
     )
     server = parse.add_argument_group("server")
-    server.add_argument("--base-url", default="", help=f"root of the server (default: {BASE_URL})")
-    server.add_argument("--launch", action="store_true", help="start a Quintet server, with the options behind --")
-    server.add_argument("--model", default="", help="public name of the model (default: the first of /v1/models)")
+    add_target(server)
     server.add_argument("--backend", choices=BACKENDS, default="", help="openai-chat asks for chats (default: openai)")
     server.add_argument("--endpoint", default="", help="path of the API (default: the backend's)")
     server.add_argument("--tokenizer", default="", metavar="PATH", help="tokenizer.json that counts, not the server")
     server.add_argument("--header", action="append", default=[], metavar="K=V", help="header of every request")
-    server.add_argument("--timeout", type=_positive, default=600.0, help="seconds for one request (default: 600)")
+    server.add_argument("--timeout", type=positive, default=600.0, help="seconds for one request (default: 600)")
 
     asked = parse.add_argument_group("what is asked")
-    asked.add_argument("--input-len", "--random-input-len", type=_count, help="tokens of a prompt (default: 1024)")
-    asked.add_argument("--output-len", "--random-output-len", type=_count, help="tokens of an answer (default: 1024)")
+    asked.add_argument("--input-len", "--random-input-len", type=count, help="tokens of a prompt (default: 1024)")
+    asked.add_argument("--output-len", "--random-output-len", type=count, help="tokens of an answer (default: 1024)")
     asked.add_argument(
-        "--randomness", type=_positive, default=1.0, help="below 1, lengths are drawn from [length x this, length]"
+        "--randomness", type=positive, default=1.0, help="below 1, lengths are drawn from [length x this, length]"
     )
     asked.add_argument("--seed", type=int, default=42, help="of prompts, lengths and arrivals (default: 42)")
     asked.add_argument("--dataset-path", default="", help="a .jsonl, .json, .csv or .parquet file, or a hub id")
@@ -64,13 +63,13 @@ def parser() -> argparse.ArgumentParser:
         "--num-requests", "--num-prompts", type=int, default=100,
         help=f"requests of each level (default: 100); 0: {PER_CONCURRENT} for each one in flight, at least {FEWEST}",
     )  # fmt: skip
-    load.add_argument("--concurrencies", type=_counts, help="levels: requests in flight (default: 1,2,4,8,16,32)")
-    load.add_argument("--max-concurrency", type=_count, help="one level with so many in flight at most")
-    load.add_argument("--request-rate", type=_positive, default=UNLIMITED, help="arrivals a second (default: inf)")
-    load.add_argument("--burstiness", type=_positive, default=1.0, help="of arrivals: 1 is Poisson (default)")
+    load.add_argument("--concurrencies", type=counts, help="levels: requests in flight (default: 1,2,4,8,16,32)")
+    load.add_argument("--max-concurrency", type=count, help="one level with so many in flight at most")
+    load.add_argument("--request-rate", type=positive, default=UNLIMITED, help="arrivals a second (default: inf)")
+    load.add_argument("--burstiness", type=positive, default=1.0, help="of arrivals: 1 is Poisson (default)")
     load.add_argument("--ramp-up-strategy", choices=("linear", "exponential"), help="how the rate grows")
-    load.add_argument("--ramp-up-start-rps", type=_positive, help="rate at the first request")
-    load.add_argument("--ramp-up-end-rps", type=_positive, help="rate at the last request")
+    load.add_argument("--ramp-up-start-rps", type=positive, help="rate at the first request")
+    load.add_argument("--ramp-up-end-rps", type=positive, help="rate at the last request")
     load.add_argument("--num-warmups", type=int, default=2, help="requests before the first level (default: 2)")
 
     output = parse.add_argument_group("output")
@@ -88,16 +87,12 @@ def parser() -> argparse.ArgumentParser:
     output.add_argument("--csv", type=Path, metavar="FILE", help="write a row for each level")
     output.add_argument("--plot", type=Path, metavar="FILE", help="draw throughput and latency over the levels")
     output.add_argument("--no-progress", "--disable-tqdm", action="store_true", help="show no progress bar")
-    parse.add_argument("options", nargs="*", metavar="OPTION", help="options of launch.py, behind --")
     return parse
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse what makes no sense together. Raises ArgumentsError."""
-    if args.options and not args.launch:
-        raise ArgumentsError(f"{args.options[0]}: options of launch.py need --launch")
-    if args.launch and args.base_url:
-        raise ArgumentsError("--base-url: with --launch the server is a new one")
+    """Refuse what makes no sense together. Raises ArgumentsError and TargetError."""
+    check_target(args)
     if args.concurrencies and args.max_concurrency:
         raise ArgumentsError("--max-concurrency: give either one level or --concurrencies")
     if args.concurrencies and open_loop(args):
@@ -215,24 +210,6 @@ def _pair(flag: str, text: str) -> tuple[str, str]:
     if not equals or not name.strip() or any(character in text for character in "\r\n"):
         raise ArgumentsError(f"{flag} {text!r}: expected KEY=VALUE")
     return name.strip(), value.strip()
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return value
-
-
-def _counts(text: str) -> list[int]:
-    return [_count(part) for part in text.split(",")]
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
-    return value
 
 
 def _object(text: str) -> dict[str, Any]:
