@@ -13,6 +13,7 @@ from gateway.request import Envelope
 from gateway.request_id import request_id_of
 from gateway.ring import RingView
 from gateway.templates import Templates
+from gateway.tracing import TRACE_HEADERS
 from ipc.config import GatewayConfig
 
 
@@ -31,4 +32,5 @@ class Intake:
         return await read_json(request, self.config.max_body_mib << 20)
 
     def envelope(self, request: web.Request) -> Envelope:
-        return Envelope(request_id_of(request), next(iter(shown_keys(request)), ""))
+        trace_context = {name: request.headers[name] for name in TRACE_HEADERS if name in request.headers}
+        return Envelope(request_id_of(request), next(iter(shown_keys(request)), ""), trace_context)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from gateway.ring import RingView
 from gateway.schemas import MAX_TIMEOUT_MS
 from gateway.server import Port
 from gateway.tls import server_context
+from gateway.tracing import RequestTracer
 from ipc import faults
 from ipc import log as process_log
 from ipc.messages import (
@@ -53,6 +55,7 @@ MAX_BODY_MIB = 48  # a prompt travels in one message of the ring, and that may h
 STATS_INTERVAL_S = 0.2
 TICK_S = 1.0  # well below the least --execute-timeout
 PROFILE_GRACE_S = 4.0  # for a profile that is running when the server ends
+TRACER_GRACE_S = 2.0  # for the last spans to reach their collector
 CUT_GRACE_S = 2.0  # for the last words of requests that are cut
 
 log = logging.getLogger(__name__)
@@ -96,6 +99,8 @@ class Gateway:
                 " 0 is no limit"
             )
         keys = load_keys(config.api_key, config.api_key_file)
+        if config.otlp_traces_endpoint:
+            self._engine.observer.tracer = RequestTracer(config.otlp_traces_endpoint)
         controls = Controls(self._ring, self._profiler, lambda name, message: self._process.peer(name).send(message))
         port = Port(build_app(self._engine, self._ring, config, keys, controls))
         url = await port.open(config.host, config.port, server_context(config.ssl_certfile, config.ssl_keyfile))
@@ -114,6 +119,9 @@ class Gateway:
         ticker.cancel()
         self._engine.fail_all(ApiError(503, "the server is shutting down"))
         await port.close()
+        if self._engine.observer.tracer is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.to_thread(self._engine.observer.tracer.close), TRACER_GRACE_S)
         inbox.close()
 
     async def _tick(self) -> None:

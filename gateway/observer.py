@@ -10,6 +10,7 @@ from gateway.metrics.requests import RequestMetrics
 from gateway.request import Job
 from gateway.streams import Sequence, Stream
 from gateway.timings import NS_PER_MS
+from gateway.tracing import RequestTracer
 from ipc.messages import REASON_NAMES, Tail
 from ipc.spans import READ, Spans
 
@@ -24,6 +25,7 @@ class Observer:
         self._over: dict[int, tuple[Sequence, Tail, int]] = {}  # while recording: by rid, and when their end came
         self._recorded: list[list[Any]] = []  # sequences whose responses are sent: the fields of `Recorded`
         self.metrics = RequestMetrics()
+        self.tracer: RequestTracer | None = None  # makes a span of each request
         self.num_ended = 0  # sequences, of all times
         self._ended: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
 
@@ -47,6 +49,8 @@ class Observer:
 
     def closed(self, stream: Stream) -> None:
         """A request is over for its client; those of its sequences that go on are aborted."""
+        if self.tracer is not None:
+            self.tracer.closed(stream)
         for sequence in stream.sequences:
             if not sequence.over:
                 self._remember(sequence, "left", None)

@@ -47,6 +47,7 @@ class Envelope:
 
     request_id: str  # used when the body has none
     key: str  # that it shows; "" without one
+    trace_context: dict[str, str] = field(default_factory=dict)  # its headers that name the trace it belongs to
 
 
 @dataclass(slots=True)
@@ -68,6 +69,7 @@ class Job:
     prompt_texts: list[str] = field(default_factory=list)  # for the echo, one a prompt
     reading: Reading = PLAIN  # what the text may hold beside content
     reasoning_effort: str | None = None  # as the client asked for it
+    trace_context: dict[str, str] = field(default_factory=dict)  # as in the envelope
     calls: Calls | None = None  # the functions that the answer may call
 
     @property
@@ -243,6 +245,7 @@ def _job(
         include_usage=bool(options and options.include_usage),
         continuous_usage=bool(options and options.continuous_usage_stats),
         metadata=request.metadata,
+        trace_context=envelope.trace_context,
         prompt_logprobs=sampling.prompt_logprobs,
     )
 

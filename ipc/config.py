@@ -41,6 +41,7 @@ class GatewayConfig:
     vllm_metrics: bool
     profile: str
     profile_dir: str
+    otlp_traces_endpoint: str
 
 
 @dataclass(frozen=True, slots=True)

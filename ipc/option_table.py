@@ -53,6 +53,14 @@ def origins(values: list[str]) -> str | None:
     return f"{wrong[0]!r} is no origin such as https://example.org" if wrong else None
 
 
+def http_url(value: str) -> str | None:
+    return (
+        None
+        if not value or re.match(r"https?://[^/\s]+", value)
+        else "must be a URL such as http://host:4318/v1/traces"
+    )
+
+
 POLICIES = ("fcfs", "priority", "sjf", "lpm", "fair")
 
 
@@ -213,6 +221,13 @@ OPTIONS: dict[str, list[Option]] = {
         Option("vllm_metrics", bool, True, "show the metrics under vLLM's names as well"),
         Option("profile", str, "", "file that gets a timeline of all processes, from the server's start to its end"),
         Option("profile_dir", str, "profiles", "folder for the timelines of /start_profile"),
+        Option(
+            "otlp_traces_endpoint",
+            str,
+            "",
+            "URL of an OpenTelemetry collector that gets a span for each request: http://localhost:4318/v1/traces",
+            check=http_url,
+        ),
         Option("tokenizer_threads", int, 2, "threads for chat templates and tokenizing", check=at_least(1)),
         Option("log_level", str, "info", "how much the processes say", choices=LEVELS),
         Option(

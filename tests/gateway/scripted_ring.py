@@ -67,6 +67,7 @@ CONFIG = GatewayConfig(
     vllm_metrics=True,
     profile="",
     profile_dir="profiles",
+    otlp_traces_endpoint="",
 )
 MARKS = frozenset((*reasoning.MARKS, *(mark for parser in TOOL_PARSERS.values() for mark in parser.marks)))
 PROBE_ID = 1 << 20
