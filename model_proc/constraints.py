@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from llguidance import LLMatcher
-from llguidance.numpy import fill_next_token_bitmask
+from llguidance import LLExecutor, LLMatcher
+from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_par
 from numpy.typing import NDArray
 
 from ipc.codec import Ids
@@ -41,6 +41,7 @@ class Constraint:
         self._eos = bits_of(eos_token_ids, width)
         words = _rows(sampling.bad_ids, sampling.bad_counts)
         self._bad = bits_of([word[0] for word in words if len(word) == 1], width)
+        self._has_bad = bool(self._bad.any())
         self._bad_words = [word for word in words if len(word) > 1]
         self._output = output.tolist()
         if matcher is not None and output and not matcher.consume_tokens(self._output):
@@ -59,18 +60,25 @@ class Constraint:
         if self._matcher is not None and not self._matcher.consume_token(token):
             self._fail()
 
-    def fill(self, row: Bits, num_output: int) -> None:
-        """Set the bits of the tokens that may come behind `num_output` others.
+    @property
+    def matcher(self) -> LLMatcher | None:
+        """What knows the tokens that may come next, as long as somebody does."""
+        return None if self.error else self._matcher
 
-        When that cannot be told any more (`error`), all are set.
+    def narrow(self, row: Bits, num_output: int) -> None:
+        """Clear the bits of the tokens that must not come behind `num_output` others.
+
+        `row` is what the matcher left, where there is one. When nobody knows any more (`error`), all bits are set.
         """
-        row[:] = self._possible
-        if self._matcher is not None and not self.error:
-            fill_next_token_bitmask(self._matcher, row[None])
-            if self._matcher.is_error():
-                self._fail()
-                row[:] = self._possible
-        _forbid(row, self._bad | bits_of(self._completions(), self.width) if self._bad_words else self._bad)
+        if self._matcher is None or self.error:
+            row[:] = self._possible
+        elif self._matcher.is_error():
+            self._fail()
+            row[:] = self._possible
+        if self._bad_words:
+            _forbid(row, self._bad | bits_of(self._completions(), self.width))
+        elif self._has_bad:
+            _forbid(row, self._bad)
         if num_output < self._min_tokens:
             _forbid(row, self._ends)
         if self._keeps_on:
@@ -86,12 +94,30 @@ class Constraint:
         self.error = f"the grammar cannot be followed any further: {reason.partition('<')[0].strip()[:200]}"
 
 
+def fill(
+    executor: LLExecutor, constraints: Sequence[tuple[int, Constraint]], num_output: NDArray[np.int64], bits: Bits
+) -> None:
+    """Set the bits [R, words] of what the R constrained rows of a step may sample.
+
+    `constraints` has them by their row, num_output [S] is how many tokens every row of the step has sampled before. The
+    executor's threads share the matchers: together they may take longer than a step of the model.
+    """
+    matchers = [(each.matcher, place) for place, (_, each) in enumerate(constraints) if each.matcher is not None]
+    if len(matchers) == 1:
+        fill_next_token_bitmask(matchers[0][0], bits, matchers[0][1])
+    elif matchers:
+        fill_next_token_bitmask_par(executor, matchers, bits)
+    for place, (row, each) in enumerate(constraints):
+        each.narrow(bits[place], int(num_output[row]))
+
+
 class Constraints:
     """The constraints of all slots."""
 
     def __init__(self, grammars: Grammars, eos_token_ids: list[int], vocab_size: int) -> None:
         self._of_slot: dict[int, Constraint] = {}
         self.grammars = grammars
+        self.executor = LLExecutor()
         self._eos_token_ids = eos_token_ids
         self._everything = bits_of(np.arange(vocab_size), -(-vocab_size // 32))
 

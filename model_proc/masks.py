@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from llguidance import LLExecutor
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model_proc.constraints import Constraint
+from model_proc.constraints import Constraint, fill
 from model_proc.staging import upload
 
 
@@ -29,14 +30,15 @@ class Mask:
         logits[self.rows] = logits[self.rows].masked_fill(forbidden, float("-inf"))
 
 
-def fill_mask(
-    constraints: Sequence[tuple[int, Constraint]], num_output: NDArray[np.int64], device: torch.device
+def make_mask(
+    executor: LLExecutor,
+    constraints: Sequence[tuple[int, Constraint]],
+    num_output: NDArray[np.int64],
+    device: torch.device,
 ) -> Mask:
-    """The mask of a step: `constraints` by row, num_output [S] tokens sampled before this one."""
+    """The mask of a step; the arguments are those of `model_proc.constraints.fill`."""
     rows = np.array([row for row, _ in constraints], dtype=np.int64)
     # As in `staging`: PyTorch hands pinned memory out again only when the copies that read it have run.
     bits = torch.empty((len(rows), constraints[0][1].width), dtype=torch.int32, pin_memory=device.type == "cuda")
-    filled = bits.numpy()
-    for place, (row, constraint) in enumerate(constraints):
-        constraint.fill(filled[place], int(num_output[row]))
+    fill(executor, constraints, num_output, bits.numpy())
     return Mask(upload((rows,), device)[0], bits.to(device, non_blocking=True))

@@ -27,7 +27,7 @@ from model_proc.files.checkpoint import generation_defaults
 from model_proc.files.model_files import Progress
 from model_proc.grammars import Answer, Grammars
 from model_proc.load import load
-from model_proc.masks import Mask, fill_mask
+from model_proc.masks import Mask, make_mask
 from model_proc.prompt_reader import PromptReader, Read
 from model_proc.ranks import ALONE, Seat
 from model_proc.sampler import Draws, Sampled, Sampler
@@ -315,14 +315,14 @@ class TorchRunner:
 
     def _mask(self, step: Launched) -> Mask | None:
         """What the constrained rows of a step may sample, once the tokens before it are known."""
-        if not step.constraints:
+        if self._constraints is None or not step.constraints:
             return None
         if step.needs_tokens:
             for earlier in self._in_flight:
                 if earlier is not step:
                     self._know(earlier)
         num_output = step.inputs.sample_positions - self._batch.output_start[step.inputs.sample_slots]
-        return fill_mask(step.constraints, num_output, self._device)
+        return make_mask(self._constraints.executor, step.constraints, num_output, self._device)
 
     def _know(self, step: Launched) -> None:
         """Wait for a step's tokens, and let the constraints know them."""

@@ -143,14 +143,14 @@ def test_bad_words_and_allowed_tokens(model: Model) -> None:
 def test_an_error_of_one_grammar_ends_one_request(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     sampling = seeded(3, max_tokens=16)
     expected = model.run(PROMPTS[1:], sampling, grammars=[WORD, "", ""])
-    original = Constraint.fill
+    original = Constraint.narrow
 
     def fail(self: Constraint, row: Any, num_output: int) -> None:
         original(self, row, num_output)
         if num_output == 4 and self.needs_tokens:
             self._fail()
 
-    monkeypatch.setattr(Constraint, "fill", fail)
+    monkeypatch.setattr(Constraint, "narrow", fail)
     outcomes = model.run([PROMPTS[0], *PROMPTS[1:]], [DRAWN, *sampling], grammars=[GRAMMAR, WORD, "", ""])
     assert outcomes[0].reason == ERROR
     assert outcomes[0].refusal is not None

@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLExecutor, LLMatcher, LLTokenizer
 
 from ipc.codec import Ids
 from ipc.messages import Admit, Prepare, Prepared, Sampling
-from model_proc.constraints import Bits, Constraint, Constraints, bits_of
+from model_proc.constraints import Bits, Constraint, Constraints, bits_of, fill
 from model_proc.files.model_files import LocalModel
 from model_proc.grammars import Grammars
-from model_proc.masks import fill_mask
+from model_proc.masks import make_mask
 
 VOCABULARY = 49153  # one more than there are: a padded row of the matrix that makes logits
 WIDTH = -(-VOCABULARY // 32)
 EOS = [2, 0]
+EXECUTOR = LLExecutor(2)
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +36,9 @@ def constraint(matcher: LLMatcher | None = None, output: list[int] | None = None
 
 
 def allowed(each: Constraint, num_output: int = 0) -> list[int]:
-    row: Bits = np.zeros(WIDTH, dtype=np.int32)
-    each.fill(row, num_output)
-    return ids_in(row)
+    bits: Bits = np.zeros((1, WIDTH), dtype=np.int32)
+    fill(EXECUTOR, [(0, each)], np.array([num_output]), bits)
+    return ids_in(bits[0])
 
 
 def ids_in(row: Bits) -> list[int]:
@@ -96,6 +97,17 @@ class TestGrammar:
         assert len(allowed(each, 1)) == VOCABULARY
 
 
+def test_many_at_once_are_what_each_is_alone(tokenizer: LLTokenizer) -> None:
+    def three() -> list[tuple[int, Constraint]]:
+        regexes = (LLMatcher(tokenizer, LLMatcher.grammar_from_regex(each)) for each in ("a", "[bc]+"))
+        followers = [constraint(each) for each in regexes]
+        return list(enumerate((followers[0], constraint(allowed_ids=Ids("i", [4])), followers[1])))
+
+    together: Bits = np.zeros((3, WIDTH), dtype=np.int32)
+    fill(EXECUTOR, three(), np.zeros(3, dtype=np.int64), together)
+    assert [ids_in(row) for row in together] == [allowed(each) for _, each in three()]
+
+
 class TestWords:
     def test_allowed_tokens(self) -> None:
         each = constraint(allowed_ids=Ids("i", [7, 3, VOCABULARY - 1]))
@@ -128,7 +140,7 @@ def test_a_mask_reaches_the_rows_that_it_is_for() -> None:
     logits = torch.randn(4, VOCABULARY)
     before = logits.clone()
     rows = [(1, constraint(allowed_ids=Ids("i", [4]))), (3, constraint(bad_ids=Ids("i", [6]), bad_counts=[1]))]
-    fill_mask(rows, np.zeros(4, dtype=np.int64), torch.device("cpu")).apply(logits)
+    make_mask(EXECUTOR, rows, np.zeros(4, dtype=np.int64), torch.device("cpu")).apply(logits)
     assert torch.equal(logits[[0, 2]], before[[0, 2]])
     assert torch.isfinite(logits[1]).nonzero().flatten().tolist() == [4]
     assert torch.isinf(logits[3]).nonzero().flatten().tolist() == [6]
