@@ -25,7 +25,7 @@ NAMES = (
     "unit",
 )
 WORDS = ("red", "green", "blue", "small", "large", "new", "used", "north", "south", "yes", "no", "maybe")
-FORMATS = ("date", "time", "ipv4", "uuid")
+FORMATS = ("date", "ipv4", "uuid")  # a time may have any number of digits
 PATTERNS = ("^[A-Z]{3}-[0-9]{4}$", "^[a-z]{1,8}$", "^(low|high)er$", "^[0-9]{2}:[0-9]{2}$", "^#[0-9a-f]{6}$")
 MAX_DEPTH = 3
 

@@ -133,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--free", type=int, default=16, help="free requests, alone and among structured ones")
     parser.add_argument("--json", type=Path, help="where to write the figures and every answer")
     options, launch = parser.parse_known_args(arguments)
+    launch = [argument for argument in launch if argument != "--"]
     with Server(launch) as server:
         figures = asyncio.run(measure(server.url, options.requests, options.concurrency, options.free))
     if options.json is not None:
