@@ -31,6 +31,7 @@ from gateway.openapi import OpenApi
 from gateway.request_id import REQUEST_ID_HEADER, check_request_id, request_id_of
 from gateway.ring import RingView
 from gateway.server import connection_of
+from gateway.sse import KEEP_ALIVE_S
 from gateway.status import Status
 from gateway.unbuilt import UNBUILT, not_built
 from gateway.web_page import WebPage
@@ -110,6 +111,7 @@ def build_app(
             metrics.answered(route, status)
 
     app = web.Application(middlewares=[count, contain, guard], client_max_size=max_body_bytes)
+    app[KEEP_ALIVE_S] = config.sse_keep_alive_interval
     app.on_response_prepare.append(sign)
     app.on_shutdown.append(live.close)
     for path, handler in {
@@ -149,7 +151,7 @@ def build_app(
         app.router.add_get(path, web_page.asset)
     for path in UNBUILT:
         app.router.add_route("*", path, not_built)
-    app.router.add_get("/openapi.json", OpenApi(app).openapi)
+    app.router.add_get("/openapi.json", OpenApi(app, config.root_path).openapi)
     # As in SGLang it takes both methods; a HEAD, which only looks, must not flush.
     app.router.add_post("/flush_cache", inspection.flush_cache)
     app.router.add_get("/flush_cache", inspection.flush_cache, allow_head=False)

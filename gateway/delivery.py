@@ -59,11 +59,12 @@ async def deliver(
 
 async def _stream(request: web.Request, stream: Stream, answer: Shape, spans: Spans) -> web.StreamResponse:
     # The response head waits for the first news: a refusal from inside the ring still gets its own status.
-    pieces = await stream.some()
-    if stream.failure is not None:
-        raise stream.failure
     writer = EventWriter(request)
-    await writer.start(stream)
+    pieces = await writer.next(stream)
+    if not writer.started:
+        if stream.failure is not None:
+            raise stream.failure
+        await writer.start(stream)
     try:
         while True:
             begun = time.monotonic_ns() if spans.on else 0
@@ -75,7 +76,7 @@ async def _stream(request: web.Request, stream: Stream, answer: Shape, spans: Sp
             if stream.finished:
                 return await writer.finish(events + answer.closing())
             await writer.write(events)
-            pieces = await stream.some()
+            pieces = await writer.next(stream)
     except ConnectionError:
         raise
     except Exception:

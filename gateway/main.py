@@ -102,9 +102,13 @@ class Gateway:
         if config.otlp_traces_endpoint:
             self._engine.observer.tracer = RequestTracer(config.otlp_traces_endpoint)
         controls = Controls(self._ring, self._profiler, lambda name, message: self._process.peer(name).send(message))
-        port = Port(build_app(self._engine, self._ring, config, keys, controls))
-        url = await port.open(config.host, config.port, server_context(config.ssl_certfile, config.ssl_keyfile))
-        if is_public(config.host) and not keys:
+        tls = server_context(config.ssl_certfile, config.ssl_keyfile, config.ssl_ca_certs)
+        port = Port(build_app(self._engine, self._ring, config, keys, controls), config.root_path)
+        if config.uds:
+            url = await port.open_unix(config.uds, tls)
+        else:
+            url = await port.open(config.host, config.port, tls)
+        if is_public(config.host) and not config.uds and not keys:
             log.warning(
                 "%s can be reached from other machines, and everybody who reaches it may use it:"
                 " set --api-key-file or --api-key, or listen on 127.0.0.1",

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from gateway.about import server_version
+from gateway.answer_schemas import ANSWERS
 from gateway.auth import ANTHROPIC_ROUTES, OPEN_ROUTES
 from gateway.dialects import responses_schemas, sglang_schemas
 from gateway.dialects.anthropic_schemas import MessagesRequest, PromptRequest
@@ -81,21 +82,22 @@ class AnthropicErrorBody(BaseModel):
 class OpenApi:
     """The handler. The description is made once, when it is first asked for."""
 
-    def __init__(self, app: web.Application) -> None:
+    def __init__(self, app: web.Application, root_path: str) -> None:
         self._app = app
+        self._root_path = root_path
         self._description: dict[str, Any] | None = None
 
     async def openapi(self, request: web.Request) -> web.Response:
         """This description."""
         if self._description is None:
-            self._description = describe(self._app)
+            self._description = describe(self._app, self._root_path)
         return json_response(self._description)
 
 
-def describe(app: web.Application) -> dict[str, Any]:
-    """The API of an application: all its routes but those that are not built."""
+def describe(app: web.Application, root_path: str = "") -> dict[str, Any]:
+    """The API of an application below a path: all its routes but pages for browsers and those that are not built."""
     models: list[type[BaseModel]] = [model for models, _ in BODIES.values() for model in models]
-    models += [ErrorBody, AnthropicErrorBody]
+    models += [ErrorBody, AnthropicErrorBody, *ANSWERS.values()]
     references, definitions = models_json_schema([(model, "validation") for model in models], ref_template=REF)
     refs = {model: reference for (model, _), reference in references.items()}
     schemas = definitions["$defs"]
@@ -113,6 +115,7 @@ def describe(app: web.Application) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "Quintet", "version": server_version()},
+        "servers": [{"url": root_path or "/"}],
         "paths": dict(sorted(paths.items())),
         "components": {
             "schemas": schemas,
@@ -126,7 +129,8 @@ def describe(app: web.Application) -> dict[str, Any]:
 
 def _operation(path: str, route: web.AbstractRoute, refs: dict[Any, dict[str, Any]]) -> dict[str, Any]:
     error = refs[AnthropicErrorBody if path in ANTHROPIC_ROUTES else ErrorBody]
-    content: dict[str, Any] = {"application/json": {"schema": {}}}
+    answer = refs[ANSWERS[path]] if path in ANSWERS else {}
+    content: dict[str, Any] = {"application/json": {"schema": answer}}
     if path in STREAMS:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     operation: dict[str, Any] = {

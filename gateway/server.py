@@ -8,13 +8,17 @@ import logging
 import resource
 import socket
 import ssl
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import orjson
 from aiohttp import EMPTY_PAYLOAD, StreamReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from gateway import unix_socket
 from gateway.errors import ApiError, shorten
+from gateway.root_path import serve_below
 from ipc.process import FatalError
 
 BACKLOG = 65535  # the kernel cuts it to net.core.somaxconn; who does not fit there hears nothing for a second
@@ -32,7 +36,9 @@ log = logging.getLogger(__name__)
 class Port:
     """The open port of an application. Handlers whose client leaves are cancelled."""
 
-    def __init__(self, app: web.Application) -> None:
+    def __init__(self, app: web.Application, root_path: str = "") -> None:
+        self._root_path = root_path
+        self._uds = ""
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S)
         self._server: asyncio.Server | None = None
         self.num_connections = 0
@@ -50,8 +56,7 @@ class Port:
 
     async def open(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> str:
         """Bind and serve, HTTPS with `tls`; the URL to reach it by. Port 0 takes a free one. Raises FatalError."""
-        self.raise_file_limit()
-        await self._runner.setup()
+        await self._set_up()
         loop = asyncio.get_running_loop()
         try:
             self._server = await loop.create_server(
@@ -69,12 +74,38 @@ class Port:
         scheme = "http" if tls is None else "https"
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{bound}"
 
+    async def open_unix(self, path: str, tls: ssl.SSLContext | None = None) -> str:
+        """Serve on a Unix socket; where it is, as a URL. Raises FatalError."""
+        await self._set_up()
+        try:
+            listener = unix_socket.bind(path)
+        except FatalError:
+            await self._runner.cleanup()
+            raise
+        self._server = await asyncio.get_running_loop().create_unix_server(
+            self._connect,
+            sock=listener,
+            backlog=BACKLOG,
+            ssl=tls,
+            ssl_handshake_timeout=None if tls is None else HEAD_DEADLINE_S,
+        )
+        self._uds = path
+        return f"{'http' if tls is None else 'https'}+unix://{quote(path, safe='')}"
+
+    async def _set_up(self) -> None:
+        self.raise_file_limit()
+        await self._runner.setup()
+        if self._root_path and self._runner.server is not None:
+            serve_below(self._runner.server, self._root_path)
+
     async def close(self) -> None:
         """Take no more connections, give handlers a moment, close all connections."""
         if self._server is not None:
             self._server.close()
             await self._runner.cleanup()
             await self._server.wait_closed()
+            if self._uds:
+                Path(self._uds).unlink(missing_ok=True)
 
     def _connect(self) -> Connection:
         manager = self._runner.server
@@ -102,7 +133,9 @@ class Connection(web.RequestHandler):
         self._port.num_connections += 1
         # The kernel sees what we cannot: whether the other side acknowledges, and whether its window opens.
         stall_ms = round(STALL_S * 1000)
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, stall_ms)
+        connection = transport.get_extra_info("socket")
+        if connection.family != socket.AF_UNIX:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, stall_ms)
         super().connection_made(transport)
         if self._port.num_connections > MAX_CONNECTIONS:
             self._close_with(ApiError(503, f"more than {MAX_CONNECTIONS} connections"))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from aiohttp import web
 
 from gateway.request_id import request_id_of
-from gateway.streams import Stream
+from gateway.streams import Piece, Stream
 
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -15,6 +16,8 @@ HEADERS = {
     "X-Accel-Buffering": "no",  # a proxy must not collect the events
 }
 DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"  # a comment, which clients skip
+KEEP_ALIVE_S = web.AppKey("keep_alive_s", float)  # after so long without an event there is one; 0 is never
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +37,28 @@ class EventWriter:
     def __init__(self, request: web.Request) -> None:
         self._request = request
         self._response = web.StreamResponse(headers=HEADERS)
+
+    @property
+    def started(self) -> bool:
+        """Whether the response head is out."""
+        return self._response.prepared
+
+    async def next(self, stream: Stream) -> list[Piece]:
+        """What comes next of a stream, as `Stream.some`. While nothing does, the client is told that we are there.
+
+        That sends the head too: a refusal that comes later is an event.
+        """
+        interval = self._request.app[KEEP_ALIVE_S]
+        if not interval:
+            return await stream.some()
+        while True:
+            try:
+                async with asyncio.timeout(interval):
+                    return await stream.some()
+            except TimeoutError:
+                if not self.started:
+                    await self.start(stream)
+                await self.write(KEEP_ALIVE)
 
     async def start(self, stream: Stream) -> None:
         """Send the response head. From here on every failure is an event."""

@@ -1,4 +1,5 @@
-"""The live page at `/`: files of the folder `web`, read once, sent with headers that let nothing foreign in.
+"""The live page at `/` and the API's at `/docs`: files of the folder `web`, read once, sent with headers that let
+nothing foreign in.
 
 The files hold no secret, so they need no key; what they show is fetched from routes that do.
 """
@@ -41,6 +42,7 @@ class WebPage:
             if path.suffix in TYPES
         }
         self._assets["/"] = self._assets.pop("/web/index.html")
+        self._assets["/docs"] = self._assets.pop("/web/docs.html")
 
     @property
     def paths(self) -> frozenset[str]:

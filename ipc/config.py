@@ -27,6 +27,10 @@ class GatewayConfig:
     allowed_origins: list[str]
     ssl_certfile: str
     ssl_keyfile: str
+    ssl_ca_certs: str
+    uds: str
+    root_path: str
+    sse_keep_alive_interval: float
     served_model_name: list[str]
     max_body_mib: int
     request_timeout: float

@@ -47,6 +47,10 @@ def no_empty_key(values: list[str]) -> str | None:
     return None if all(values) else "a key is empty"
 
 
+def root_path(value: str) -> str | None:
+    return None if re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", value) else "must be like /a/b, without a slash at its end"
+
+
 def origins(values: list[str]) -> str | None:
     """Origins as browsers send them: scheme, host and port, nothing behind."""
     wrong = [value for value in values if value != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s?#]+", value)]
@@ -172,6 +176,8 @@ OPTIONS: dict[str, list[Option]] = {
     "Server": [
         Option("host", str, "127.0.0.1", "address to listen on"),
         Option("port", int, 8000, "port to listen on", check=between(0, 65535)),
+        Option("uds", str, "", "Unix socket to listen on, instead of a port"),
+        Option("root_path", str, "", "path that a proxy puts in front of every route, such as /llm", check=root_path),
         Option(
             "api_key",
             list,
@@ -185,6 +191,14 @@ OPTIONS: dict[str, list[Option]] = {
         ),
         Option("ssl_certfile", str, "", "certificate of this server, in PEM: with it and its key, HTTPS is spoken"),
         Option("ssl_keyfile", str, "", "private key of that certificate, in PEM"),
+        Option("ssl_ca_certs", str, "", "authorities, in PEM, one of which must have signed what a client shows"),
+        Option(
+            "sse_keep_alive_interval",
+            float,
+            0.0,
+            "seconds without an event after which a stream gets a comment, so that no proxy closes it; 0 is never",
+            check=at_least(0),
+        ),
         Option("max_body_mib", int, 32, "largest request body, MiB", check=between(1, 48)),
         Option(
             "shutdown_timeout", float, 30.0, "seconds that running requests get to finish at SIGTERM", check=at_least(0)

@@ -61,6 +61,10 @@ def _check_together(values: Mapping[str, Any]) -> None:
         raise OptionError("--max-long-partial-prefills: needs --long-prefill-token-threshold, which says what is long")
     if bool(values["ssl_certfile"]) != bool(values["ssl_keyfile"]):
         raise OptionError("--ssl-certfile and --ssl-keyfile: both are needed for HTTPS, or neither")
+    if values["ssl_ca_certs"] and not values["ssl_certfile"]:
+        raise OptionError("--ssl-ca-certs: needs --ssl-certfile and --ssl-keyfile, for clients show theirs over HTTPS")
+    if values["uds"] and values["host"] != "127.0.0.1":
+        raise OptionError("--uds: the server listens there and nowhere else; leave --host out")
     if values["tensor_parallel_size"] > 1 and values["model"] == "mock":
         raise OptionError("--tensor-parallel-size: the mock has no layers to share; only for a real model")
     if not values["enable_metrics"] and not values["vllm_metrics"]:

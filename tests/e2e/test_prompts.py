@@ -99,16 +99,6 @@ def _check(shown: list[Any], token_ids: list[int], reference: Any) -> None:
         assert {candidate["rank"] for candidate in entry.values()} >= {1, 2}
 
 
-def test_a_prompt_of_many_steps(real_server: Server, reference: Any) -> None:
-    """Longer than the token budget of a step, so that it is read in several."""
-    prompt = (tokens_of(real_server, TEXT) * 400)[:5000]
-    answer: Any = client(real_server).completions.create(
-        model="smol", prompt=prompt, max_tokens=0, echo=True, logprobs=0, timeout=120
-    )
-    values = answer.choices[0].logprobs.token_logprobs
-    assert values[1:] == pytest.approx(expected_logprobs(reference, prompt), abs=1e-3)
-
-
 def test_embeddings(real_server: Server, reference: Any) -> None:
     api = client(real_server)
     texts = [TEXT, "Paris", "a cat and a dog"]

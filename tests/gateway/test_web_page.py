@@ -58,4 +58,4 @@ def test_no_file_reaches_for_another_host_or_writes_html(path: Path) -> None:
 
 
 def test_every_path_of_the_page_is_open_and_no_other_one_is() -> None:
-    assert all(path == "/" or path.startswith("/web/") for path in WebPage().paths)
+    assert all(path in ("/", "/docs") or path.startswith("/web/") for path in WebPage().paths)

@@ -1,0 +1,82 @@
+"""Whatever fits /openapi.json is answered as it says: never with a 5xx, and in the described shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.core.result import Ok
+from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
+
+from benchmark.server import Server
+from gateway.answer_schemas import ANSWERS
+
+CHECKS = [not_a_server_error, response_schema_conformance, status_code_conformance]
+OWN_ENDS = (501, 504)  # what this server does not do, and what takes longer than it may
+PAGES = ("/", "/docs")
+# They never end, take the cache from all, or record the whole ring.
+NOT_FUZZED = ["/v1/events", "/flush_cache", "/start_profile", "/stop_profile"]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A server that gives up early, for a random body may ask for 30,000 tokens a thousand times."""
+    with Server(model="mock", request_timeout=2.0, max_model_len=512) as server:
+        yield server
+
+
+def test_answers_are_as_described(server: Server) -> None:
+    description = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    paths = set()
+    for result in description.get_all_operations():
+        assert isinstance(result, Ok), result
+        operation = result.ok()
+        if operation.path in NOT_FUZZED or operation.path in PAGES or operation.path.startswith("/web/"):
+            continue
+        paths.add(operation.path)
+        _fuzz(operation)
+    assert {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models/{name}", "/tokenize"} <= paths
+
+
+def _fuzz(operation: Any) -> None:
+    @given(case=operation.as_strategy())
+    @settings(
+        max_examples=25,
+        phases=[Phase.explicit, Phase.generate],
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    def check(case: Any) -> None:
+        response = case.call(timeout=30)
+        if response.status_code in OWN_ENDS:
+            return
+        case.validate_response(response, checks=CHECKS)
+
+    check()
+
+
+HELLO = [{"role": "user", "content": "hello"}]
+ASKING_FOR_MUCH = {"n": 2, "max_tokens": 3, "return_token_ids": True, "stop": "never", "metadata": {"a": "b"}}
+GOOD: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/chat/completions", {"messages": HELLO}),
+    ("/v1/chat/completions", {"messages": HELLO, "logprobs": True, "top_logprobs": 2} | ASKING_FOR_MUCH),
+    ("/v1/completions", {"prompt": "hello"}),
+    ("/v1/completions", {"prompt": ["a", "b"], "logprobs": 2, "echo": False} | ASKING_FOR_MUCH),
+    ("/v1/completions", {"prompt": [1, 2, 3], "max_tokens": 0, "echo": True}),
+    ("/tokenize", {"prompt": "hello", "return_token_strs": True}),
+    ("/tokenize", {"messages": HELLO}),
+    ("/detokenize", {"tokens": [1, 2]}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), GOOD)
+def test_good_requests_are_answered_as_described(server: Server, path: str, body: dict[str, Any]) -> None:
+    response = httpx.post(f"{server.url}{path}", json=body)
+    assert response.status_code == 200, response.text
+    ANSWERS[path].model_validate_json(response.content, strict=True)
