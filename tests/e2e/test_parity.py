@@ -29,3 +29,6 @@ def test_tokens_and_likelihoods_are_those_of_transformers(real_server: Server, t
     found = json.loads(path.read_text())
     assert (found["model"], found["same"], found["prompts"], found["tokens"]) == ("smol", 4, 4, 64)
     assert found["logprob_difference_max"] < 1e-3
+    assert found["prompt_tokens_compared"] > 20
+    assert found["prompt_logprob_difference_max"] < 1e-3
+    assert abs(found["prompt_perplexity_ratio"] - 1) < 1e-4
