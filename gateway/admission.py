@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 from gateway.errors import ApiError
 
@@ -22,10 +23,18 @@ class Admission:
     def enter(self, rids: Sequence[int], retry_after_s: float) -> None:
         """Let sequences in. Raises ApiError 429 when there is no room for them."""
         if self._under_way and len(self._under_way) + len(rids) > self._limit:
-            text = f"the queue is full: {len(self._under_way)} requests are waiting; try again later"
-            raise ApiError(429, text, retry_after_s=retry_after_s)
+            self._refuse(retry_after_s)
         self._under_way.update(rids)
+
+    def check(self, retry_after_s: float) -> None:
+        """Raise ApiError 429 when not even one sequence more has room."""
+        if len(self._under_way) >= self._limit:
+            self._refuse(retry_after_s)
 
     def leave(self, rid: int) -> None:
         """Something has come back of a sequence, or nothing is to come any more."""
         self._under_way.discard(rid)
+
+    def _refuse(self, retry_after_s: float) -> NoReturn:
+        text = f"the queue is full: {len(self._under_way)} requests are waiting; try again later"
+        raise ApiError(429, text, retry_after_s=retry_after_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 
 from aiohttp import HttpVersion11, hdrs, web
@@ -109,6 +110,8 @@ def build_app(
             return response
         finally:
             metrics.answered(route, status)
+            if status in (429, 503):
+                metrics.refused(time.monotonic() - connection_of(request).read_at)
 
     app = web.Application(middlewares=[count, contain, guard], client_max_size=max_body_bytes)
     app[KEEP_ALIVE_S] = config.sse_keep_alive_interval

@@ -109,6 +109,10 @@ class Engine:
                 safety_net.cancel()
             self._forget(stream)
 
+    def check_room(self) -> None:
+        """Raise ApiError 429 when a request would certainly be refused: nothing of it need be read to know that."""
+        self._admission.check(self._retry_after_s())
+
     def find(self, request_id: str) -> Stream | None:
         """The stream of the request that is called so; of several, the newest."""
         named = [stream for stream in self._streams if stream.job.request_id == request_id]

@@ -29,6 +29,7 @@ class Intake:
     async def body(self, request: web.Request) -> dict[str, Any]:
         """The body of a request that can be served now. Raises ApiError."""
         self.ring.admit()
+        self.engine.check_room()
         return await read_json(request, self.config.max_body_mib << 20)
 
     def envelope(self, request: web.Request) -> Envelope:

@@ -167,6 +167,7 @@ class Gateway:
                 if begun:
                     spans.add(TEXT, begun, message.time_ns, len(message.rids))
             case Lost():
+                self._ring.lose(message.process)  # the RingState that says so may be a batch behind
                 self._engine.on_lost(message)
             case Held():
                 self._engine.on_held(message)

@@ -71,6 +71,10 @@ class RingView:
             return "the server is not ready: " + (", ".join(waiting) or "the model is not known yet")
         return None
 
+    def lose(self, process: str) -> None:
+        """A process is lost: nothing is let in from this moment on, until a RingState says that all is well."""
+        self._states = {**self._states, process: "lost"}
+
     def drain(self, timeout_s: float) -> None:
         """Admit nothing any more: the server ends within so many seconds."""
         self.draining = True

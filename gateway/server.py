@@ -8,6 +8,7 @@ import logging
 import resource
 import socket
 import ssl
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -118,12 +119,13 @@ class Connection(web.RequestHandler):
     """aiohttp's side of one connection, with what it leaves open: a limit to how many there are, a deadline for the
     head of a request, an end to clients that stop reading, and our error body where no handler is reached."""
 
-    __slots__ = ("_body", "_busy", "_head_deadline", "_port")
+    __slots__ = ("_body", "_busy", "_head_deadline", "_port", "read_at")
 
     def __init__(self, port: Port, manager: web.Server, **options: Any) -> None:
         super().__init__(manager, loop=asyncio.get_running_loop(), **options)
         self._port = port
         self._busy = False  # a handler is at work
+        self.read_at = time.monotonic()  # when the first byte of the newest request was read; pipelined ones share it
         self._body: StreamReader = (
             EMPTY_PAYLOAD  # of the request before, which may still be on its way when that is answered
         )
@@ -148,6 +150,7 @@ class Connection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         # Without data it is aiohttp itself, which goes on with what it has put aside.
         if data and not self._busy and self._body.is_eof() and self._head_deadline is None:
+            self.read_at = time.monotonic()
             late = ApiError(408, "the request head did not arrive in time")
             self._head_deadline = asyncio.get_running_loop().call_later(HEAD_DEADLINE_S, self._close_with, late)
         super().data_received(data)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from ipc.messages import EPOCH_MASK, Lost, Refusal, epoch_of, gateway_name, gateway_of, room_of
+from ipc.messages import EPOCH_MASK, Lost, Refusal, Submit, epoch_of, gateway_name, gateway_of, room_of
 from scheduler_proc.sequence import Sequence
 
 
@@ -30,3 +31,9 @@ def ended_by(lost: Lost, sequences: Mapping[int, Sequence]) -> list[int]:
 def refusal(lost: Lost) -> Refusal:
     """What the client of such a sequence is told."""
     return Refusal(503, "unavailable_error", f"the server has lost a process ({lost.process}), and restarts it")
+
+
+def submitted(messages: Iterable[Any]) -> list[int]:
+    """The rids of the requests among messages that nobody has handled yet."""
+    submits = [message for message in messages if type(message) is Submit]
+    return [rid for submit in submits for rid in range(submit.rid, submit.rid + submit.n)]

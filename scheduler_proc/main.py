@@ -69,14 +69,15 @@ def open_step_log(config: SchedulerConfig, stack: ExitStack) -> StepLog | None:
 class Loop:
     """The loop of this process: all messages that are there, then as many steps as the runner has room for.
 
-    Without a runner, before it is loaded and while it is lost, there is no scheduler; a request that comes then is one
-    that its gateway has ended already, or will as soon as it hears of the loss.
+    Without a runner, before it is loaded and while it is lost, there is no scheduler, and what comes waits. (Most of it
+    is requests that their gateway has ended, and their Aborts behind them.)
     """
 
     def __init__(self, process: Process, step_log: StepLog | None) -> None:
         self._process = process
         self._scheduler: Scheduler | None = None
         self._step_log = step_log
+        self._early: list[Any] = []  # messages that wait for a runner
         self._runs = 0  # of the runner: each has a scheduler of its own, which counts from 0
         self._next_stats_ns = 0
 
@@ -89,7 +90,9 @@ class Loop:
                         self._take_over(message)
                     case Lost():
                         self._on_lost(message, time.monotonic_ns())
-                    case _ if self._scheduler is not None:
+                    case _ if self._scheduler is None:
+                        self._early.append(message)
+                    case _:
                         self._handle(self._scheduler, message, time.monotonic_ns())
             if self._scheduler is not None:
                 self._step(self._scheduler)
@@ -101,6 +104,9 @@ class Loop:
         # No scheduler before this one has given out such numbers: what comes late for one of those is ignored.
         scheduler.grammars = Grammars(first_number=time.monotonic_ns())
         scheduler.log.every_token = scheduler.log.enabled and log.isEnabledFor(logging.DEBUG)
+        early, self._early = self._early, []
+        for message in early:
+            self._handle(scheduler, message, time.monotonic_ns())
         self._publish_stats(scheduler, time.monotonic_ns())
         self._process.ready(num_blocks=runner.num_blocks, block_size=runner.block_size)
 
@@ -137,18 +143,18 @@ class Loop:
     def _on_lost(self, lost: Lost, now: int) -> None:
         """Another process is lost, and has a successor: end the sequences that cannot go on without it."""
         scheduler = self._scheduler
-        sequences = {} if scheduler is None else scheduler.held()
         if scheduler is not None:
-            scheduler.fail(losses.ended_by(lost, sequences), losses.refusal(lost), now)
+            scheduler.fail(losses.ended_by(lost, scheduler.held()), losses.refusal(lost), now)
             self._send_out(scheduler)
+        held = list(scheduler.held()) if scheduler is not None else losses.submitted(self._early)
         room = room_of(lost.process)
         if room == "model":
             self._scheduler = None
         elif room == "tokenizer":
-            self._process.peer("detokenizer").send(Held(lost.process, lost.epoch, 0, list(sequences)))
+            self._process.peer("detokenizer").send(Held(lost.process, lost.epoch, 0, held))
         elif room == "detokenizer":
             for name in self._process.names("gateway"):
-                self._process.peer(name).send(Held(lost.process, lost.epoch, 0, list(sequences)))
+                self._process.peer(name).send(Held(lost.process, lost.epoch, 0, held))
 
     def _handle(self, scheduler: Scheduler, message: Any, now: int) -> None:
         """Pass one message of the ring on to the scheduler."""

@@ -138,6 +138,11 @@ REQUESTS = [
         "HTTP requests for generation that are not answered yet.",
         lambda figures: figures.in_flight.get("requests", 0),
     ),
+    histogram(
+        "quintet_refusal_seconds",
+        "A request's first byte read to its answer 429 or 503.",
+        _request("refusal"),
+    ),
     Metric(
         "quintet_http_responses",
         "counter",

@@ -26,6 +26,7 @@ BOUNDS = {
     "prefill": buckets.LATENCY,
     "decode": buckets.LATENCY,
     "execution": buckets.LATENCY,
+    "refusal": buckets.LATENCY,
     "prompt_tokens": buckets.token_counts(),
     "generation_tokens": buckets.token_counts(),
     "params_max_tokens": buckets.token_counts(),
@@ -110,6 +111,10 @@ class RequestMetrics:
         """A response has been sent, or (None) its client has left. `route` is one of our own, never a client's word."""
         key = (route, "left" if status is None else f"{status // 100}xx")
         self._responses[key] = self._responses.get(key, 0) + 1
+
+    def refused(self, seconds: float) -> None:
+        """A response has said that the server is too busy, or not there, so long after its request's first byte."""
+        self._observe("refusal", seconds)
 
     def expect(self, routes: list[str]) -> None:
         """Begin to count the responses of these routes at 0."""

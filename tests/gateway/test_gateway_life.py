@@ -250,6 +250,17 @@ async def test_a_lost_process_ends_what_is_in_flight(world: World, http: aiohttp
 
 
 @pytest.mark.asyncio
+async def test_nothing_is_let_in_between_a_loss_and_the_state_of_the_ring(
+    world: World, http: aiohttp.ClientSession
+) -> None:
+    world.send(Lost("model", 3, 4))
+    await ready(http, status=503)
+    async with http.post(TEXT, json={"prompt": "x"}) as response:
+        assert response.status == 503
+        assert "model is lost" in (await response.json())["error"]["message"]
+
+
+@pytest.mark.asyncio
 async def test_shutdown_closes_the_port_and_ends_what_is_in_flight(run_dir: str) -> None:
     world = World(run_dir)
     url = (await world.supervisor.next(Ready)).info["url"]

@@ -34,6 +34,7 @@ from ipc.options import complete
 from ipc.process import Process
 from ipc.sockets import Inbox, Outbox
 from scheduler_proc.main import serve
+from tests.e2e.conftest import wait_for
 
 RUNS = {"supervisor": 1, "gateway": 2, "tokenizer": 3, "scheduler": 4, "model": 5, "detokenizer": 6}
 RUNNER = RunnerReady(num_blocks=100, block_size=16, max_model_len=1000, max_num_seqs=1, eos_token_ids=Ids("i", [0]))
@@ -126,6 +127,22 @@ def test_a_lost_model_ends_all_sequences_and_its_successor_is_awaited(ring: Ring
     ring.submit(FIRST + 2)
     plan = ring.next("model", Plan)
     assert (plan.step, [admit.rid for admit in plan.admit]) == (0, [FIRST + 2])
+
+
+def test_what_comes_while_the_model_is_lost_waits_for_its_successor(ring: Ring) -> None:
+    taken = ring.process.progress
+    ring.send("supervisor", Lost("model", RUNS["model"], 9))
+    wait_for(lambda: ring.process.progress == taken + 1, "the loss is known")
+    ring.submit(FIRST)
+    ring.submit(FIRST + 1)
+    ring.send("tokenizer", Abort([FIRST]))
+    wait_for(lambda: ring.process.progress == taken + 4, "all of it has come")
+    ring.send("supervisor", Lost("tokenizer", RUNS["tokenizer"], 10))
+    assert ring.next("detokenizer", Held).rids == [FIRST, FIRST + 1]
+    ring.inboxes["model"].close()
+    ring.inboxes["model"] = Inbox(ring.context, ring.run_dir, "model", 9, RUNS)
+    ring.send(9, RUNNER)
+    assert [admit.rid for admit in ring.next("model", Plan).admit] == [FIRST + 1]
 
 
 def test_a_lost_tokenizer_changes_nothing_and_all_are_told_who_is_left(ring: Ring) -> None:
