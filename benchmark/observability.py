@@ -10,8 +10,8 @@ ever makes it worse. The smallest and the largest ratio beside them show how muc
                     time a token of all five processes
     spans off       this checkout against another one, of a commit without spans (FOLDER): the same figures
     by arithmetic   what a span takes, on, and the look at `spans.on` when it is off, in a loop by themselves; times the
-                    spans that the ring records a token; by the CPU time of a token. It holds whatever else the machine
-                    does
+                    spans that the ring records a token; by the CPU time of a token. And what it takes to make the
+                    metrics page. It holds whatever else the machine does
     scraped         /metrics is read ten times a second, against never: p99 of the time between the tokens that a client
                     gets, at a pace at which every token has an event of its own
 """
@@ -34,6 +34,7 @@ from statistics import median
 from typing import Any
 
 import uvloop
+from prometheus_client.exposition import generate_latest
 from rich.console import Console
 from rich.table import Table
 
@@ -42,6 +43,11 @@ from benchmark.report import write_json
 from benchmark.server import LAUNCH, Server, ServerError
 from benchmark.server_figures import NoFiguresError, cpu_seconds
 from benchmark.trace import load as load_trace
+from gateway.metrics.collect import collect
+from gateway.metrics.page import OneFamily, families
+from gateway.metrics.requests import RequestMetrics
+from gateway.ring import RingView
+from ipc.messages import ModelFiles
 from ipc.spans import TEXT, Spans
 
 FLAT_OUT_STREAMS, FLAT_OUT_TOKENS = 64, 100
@@ -107,6 +113,27 @@ def span_costs() -> tuple[float, float]:
     return costs[0], costs[1]
 
 
+def page_costs() -> dict[str, float]:
+    """Milliseconds to make the metrics page, and for the longest of the slices between which tokens are served."""
+    ring = RingView([])
+    ring.update(ModelFiles("mock", "", "", 1024, 1000, {}))
+    figures = collect(ring, RequestMetrics(), {})
+    best = {"page_ms": float("inf"), "longest_slice_ms": float("inf")}
+    for _ in range(20):
+        slices = []
+        before = time.perf_counter()
+        for family in families(figures, with_vllm_names=True):
+            generate_latest(OneFamily(family))
+            now = time.perf_counter()
+            slices.append(1000 * (now - before))
+            before = now
+        best = {
+            "page_ms": min(best["page_ms"], sum(slices)),
+            "longest_slice_ms": min(best["longest_slice_ms"], max(slices)),
+        }
+    return best
+
+
 def arithmetic(spans_a_token: float, cpu_us_a_token: float) -> dict[str, float]:
     """What spans make of a token's CPU time."""
     off_ns, on_ns = span_costs()
@@ -117,7 +144,7 @@ def arithmetic(spans_a_token: float, cpu_us_a_token: float) -> dict[str, float]:
         "cpu_us_a_token": cpu_us_a_token,
         "off_share": off_ns * spans_a_token / 1000 / cpu_us_a_token,
         "on_share": on_ns * spans_a_token / 1000 / cpu_us_a_token,
-    }
+    } | page_costs()
 
 
 @contextmanager
@@ -218,6 +245,10 @@ def show(console: Console, figures: dict[str, Any]) -> None:
     console.print(
         f"a look {found['off_ns']:.0f} ns, a span {found['on_ns']:.0f} ns, {found['spans_a_token']:.2f} spans a token "
         f"of {found['cpu_us_a_token']:.0f} us: off {100 * found['off_share']:.2f} %, on {100 * found['on_share']:.2f} %"
+    )
+    console.print(
+        f"the metrics page takes {found['page_ms']:.1f} ms, once a second at most, in slices of up to "
+        f"{found['longest_slice_ms']:.2f} ms"
     )
 
 

@@ -48,6 +48,7 @@ class Trace:
     """All of it."""
 
     processes: list[str]  # in the order of the tracks
+    tracks: dict[tuple[str, int], str]  # what each track of a process is called
     spans: list[Span]
     device: list[Span]  # what the torch profiler recorded
     requests: dict[str, Request]
@@ -68,7 +69,12 @@ def load(path: Path) -> Trace:
         for event in events
         if event["ph"] == "M" and event["name"] == "process_name"
     }
-    trace = Trace([names[pid] for pid in sorted(names)], [], [], {}, defaultdict(list))
+    tracks = {
+        (names[event["pid"]], event["tid"]): event["args"]["name"]
+        for event in events
+        if event["ph"] == "M" and event["name"] == "thread_name"
+    }
+    trace = Trace([names[pid] for pid in sorted(names)], tracks, [], [], {}, defaultdict(list))
     for event in events:
         match event["ph"]:
             case "X":
