@@ -143,8 +143,8 @@ class Process:
             self._peers[lost.process].redirect(lost.successor)
 
     def close(self) -> None:
-        for peer in self._peers.values():
-            peer.close()
+        for outbox in self._outboxes:  # one that is left open would keep the context from ending
+            outbox.close()
         self.inbox.close()
         self._context.term()
 
