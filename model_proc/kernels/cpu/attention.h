@@ -35,7 +35,7 @@ struct Step {
     int64_t table_stride;
 };
 
-// Sixteen query rows at most share what is read of the cache; a tile of them belongs to one head of keys.
+// Query rows that share what is read of the cache: TILE_ROWS at most, of one head of keys.
 struct Tile {
     int64_t first_token, num_tokens;  // of the step
     const int32_t* blocks;
@@ -65,12 +65,19 @@ INLINE void transform_head(const float* from, float* to, const Layer& layer, con
     }
 }
 
-INLINE void put(float* to, float value) { *to = value; }
-
-INLINE void put(uint16_t* to, float value) {
-    const Shorts rounded = to_bfloats(splat(value));
-    *to = rounded[0];
+// Sixteen values, `stride` apart.
+INLINE void scatter(float* to, int64_t stride, Floats items) {
+    for (int lane = 0; lane < LANES; lane++) to[lane * stride] = items[lane];
 }
+
+INLINE void scatter(uint16_t* to, int64_t stride, Floats items) {
+    const Shorts rounded = to_bfloats(items);
+    for (int lane = 0; lane < LANES; lane++) to[lane * stride] = rounded[lane];
+}
+
+INLINE void store_floats(float* to, Floats items) { store(to, items); }
+
+INLINE void store_floats(uint16_t* to, Floats items) { store(to, to_bfloats(items)); }
 
 // Transforms a token's heads: queries into `queries` [heads, dim], keys and values into the cache.
 template <class Item>
@@ -81,14 +88,17 @@ INLINE void take_in(const Layer& layer, const Step& step, int64_t token, const f
     for (int64_t head = 0; head < layer.heads; head++)
         transform_head(query + head * dim, queries + head * dim, layer, layer.q_norm, rope, layer.scale);
     const int64_t block = step.cache_rows[token] / size, place = step.cache_rows[token] % size;
-    std::vector<float> turned(dim);
+    static thread_local std::vector<float> turned;
+    turned.resize(dim);
     for (int64_t head = 0; head < layer.kv_heads; head++) {
         transform_head(key + head * dim, turned.data(), layer, layer.k_norm, rope, 1.0f);
         const int64_t start = (block * layer.kv_heads + head) * dim * size;
         Item* keys = static_cast<Item*>(layer.keys) + start + place;
         Item* values = static_cast<Item*>(layer.values) + start + place * dim;
-        for (int64_t i = 0; i < dim; i++) put(keys + i * size, turned[i]);
-        for (int64_t i = 0; i < dim; i++) put(values + i, value[head * dim + i]);
+        for (int64_t i = 0; i < dim; i += LANES) {
+            scatter(keys + i * size, size, load_floats(turned.data() + i));
+            store_floats(values + i, load_floats(value + head * dim + i));
+        }
     }
 }
 
@@ -96,11 +106,15 @@ INLINE void take_in(const Layer& layer, const Step& step, int64_t token, const f
 template <int ROWS, int GROUPS, class Item>
 INLINE void score(const float* const (&queries)[ROWS], int64_t dim, const Item* keys, int64_t block_size,
                   Floats (&scores)[ROWS][GROUPS]) {
+    UNROLL
     for (auto& row : scores)
+        UNROLL
         for (auto& lanes : row) lanes = Floats{};
     for (int64_t i = 0; i < dim; i++, keys += block_size)
+        UNROLL
         for (int g = 0; g < GROUPS; g++) {
             const Floats column = load_floats(keys + g * LANES);
+            UNROLL
             for (int r = 0; r < ROWS; r++) scores[r][g] += queries[r][i] * column;
         }
 }
@@ -116,12 +130,16 @@ INLINE void weigh(const float* const (&weights)[ROWS], const Tile& tile, const L
         const Item* values = static_cast<const Item*>(layer.values) +
                              ((block * layer.kv_heads + tile.kv_head) * size + place) * dim + slice;
         for (; key < stop; key++, values += dim)
+            UNROLL
             for (int s = 0; s < SLICES; s++) {
                 const Floats lanes = load_floats(values + s * LANES);
+                UNROLL
                 for (int r = 0; r < ROWS; r++) sums[r][s] += weights[r][key - offset] * lanes;
             }
     }
+    UNROLL
     for (int r = 0; r < ROWS; r++)
+        UNROLL
         for (int s = 0; s < SLICES; s++) store(out[r] + slice + s * LANES, sums[r][s] / totals[r]);
 }
 
@@ -133,6 +151,7 @@ static void attend_tile(const Tile& tile, const Layer& layer, const Step& step, 
     const float* rows[ROWS];
     float* results[ROWS];
     int64_t limits[ROWS], starts[ROWS], begin = INT64_MAX, end = 0;
+    UNROLL
     for (int r = 0; r < ROWS; r++) {
         const int64_t token = tile.first_token + r / tile.num_heads, head = tile.first_head + r % tile.num_heads;
         rows[r] = queries + (token * layer.heads + head) * dim;
@@ -147,17 +166,20 @@ static void attend_tile(const Tile& tile, const Layer& layer, const Step& step, 
     if (static_cast<int64_t>(scratch.size()) < ROWS * width) scratch.resize(ROWS * width);
     float* weights[ROWS];
     const float* finished[ROWS];
+    UNROLL
     for (int r = 0; r < ROWS; r++) finished[r] = weights[r] = scratch.data() + r * width;
 
     Ints lanes;
     for (int lane = 0; lane < LANES; lane++) lanes[lane] = lane;
     Floats best[ROWS];
+    UNROLL
     for (auto& row : best) row = splat(-INFINITY);
     for (int64_t key = offset; key < end; key += LANES) {
         const Item* keys = static_cast<const Item*>(layer.keys) +
                            (tile.blocks[key / size] * layer.kv_heads + tile.kv_head) * dim * size + key % size;
         Floats scores[ROWS][GROUPS];
         score<ROWS, GROUPS, Item>(rows, dim, keys, size, scores);
+        UNROLL
         for (int r = 0; r < ROWS; r++) {
             const Ints at = lanes + static_cast<int32_t>(key);
             const Ints seen = (at < static_cast<int32_t>(limits[r])) & (at >= static_cast<int32_t>(starts[r]));
@@ -167,6 +189,7 @@ static void attend_tile(const Tile& tile, const Layer& layer, const Step& step, 
         }
     }
     float totals[ROWS];
+    UNROLL
     for (int r = 0; r < ROWS; r++) {
         const float highest = maximum(best[r]);
         Floats total{};

@@ -24,39 +24,45 @@ std::vector<int32_t> totals;
 
 constexpr int64_t ROWS_A_PIECE = 4;
 
-// x [rows, columns], normed on the way when there is a norm, as a product wants it.
-Activations prepare(const float* x, int64_t stride, int64_t rows, int64_t columns, const float* norm, float eps,
-                    bool quantize) {
-    const int64_t blocks = columns / BLOCK;
-    Activations result{columns, nullptr, nullptr, nullptr, nullptr, nullptr};
-    float* normed = norm || (!quantize && stride != columns) ? scratch(values, rows * columns) : nullptr;
-    int8_t* to = nullptr;
-    if (quantize) {
-        result.codes = to = scratch(codes, rows * columns);
-        result.scales = scratch(scales, rows * blocks);
-        result.sums = scratch(sums, rows * blocks);
-        result.totals = scratch(totals, rows * blocks);
-    } else {
-        result.values = normed ? normed : x;
-    }
-    const auto one = [&](int64_t row) {
-        const float* from = x + row * stride;
-        if (normed) {
-            float* into = normed + row * columns;
-            float factor = 1.0f;
-            if (norm) {
-                Floats squares{};
-                for (int64_t i = 0; i < columns; i += LANES) squares += load_floats(from + i) * load_floats(from + i);
-                factor = 1.0f / std::sqrt(sum(squares) / static_cast<float>(columns) + eps);
-            }
-            for (int64_t i = 0; i < columns; i += LANES)
-                store(into + i, norm ? load_floats(from + i) * factor * load_floats(norm + i) : load_floats(from + i));
-            from = into;
+// The factor of a root-mean-square norm.
+float norm_factor(const float* x, int64_t columns, float eps) {
+    Floats squares{};
+    for (int64_t i = 0; i < columns; i += LANES) squares += load_floats(x + i) * load_floats(x + i);
+    return 1.0f / std::sqrt(sum(squares) / static_cast<float>(columns) + eps);
+}
+
+// One row of x, normed on the way when there is a norm, to where a product wants it.
+void prepare_row(const Activations& to, int64_t row, const float* x, const float* norm, float eps) {
+    const float factor = norm ? norm_factor(x, to.columns, eps) : 1.0f;
+    for (int64_t block = 0; block < to.blocks(); block++) {
+        float values[BLOCK];
+        for (int64_t i = 0; i < BLOCK; i += LANES) {
+            const int64_t column = block * BLOCK + i;
+            const Floats item = load_floats(x + column);
+            store(values + i, norm ? item * factor * load_floats(norm + column) : item);
         }
-        if (quantize)
-            quantize_row(from, columns, to + row * columns, scales.data() + row * blocks, sums.data() + row * blocks,
-                         totals.data() + row * blocks);
-    };
+        const int64_t place = to.place(row, block);
+        if (to.quantized)
+            quantize_block(values, place, to);
+        else
+            std::memcpy(to.values + place * BLOCK, values, sizeof values);
+    }
+}
+
+// x [rows, columns] as a product wants it; rows lie `stride` apart.
+Activations prepare(const float* x, int64_t stride, int64_t rows, int64_t columns, const float* norm, float eps,
+                    bool quantized) {
+    const int64_t room = (rows + MAX_ROWS - 1) / MAX_ROWS * MAX_ROWS * columns;
+    Activations result{columns, quantized, nullptr, nullptr, nullptr, nullptr, nullptr};
+    if (quantized) {
+        result.codes = scratch(codes, room);
+        result.scales = scratch(scales, room / BLOCK);
+        result.sums = scratch(sums, room / BLOCK);
+        result.totals = scratch(totals, room / BLOCK);
+    } else {
+        result.values = scratch(values, room);
+    }
+    const auto one = [&](int64_t row) { prepare_row(result, row, x + row * stride, norm, eps); };
     if (rows <= ROWS_A_PIECE)
         for (int64_t row = 0; row < rows; row++) one(row);
     else

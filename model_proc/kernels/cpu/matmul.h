@@ -27,40 +27,40 @@ struct Matrix {
     int64_t block_bytes() const { return BLOCK * LANES * bits / 8; }
 };
 
-// Rows of activations [rows, columns], both as floats and quantized.
+// Rows of activations, as floats or quantized, in the order in which kernels read them: rows in groups of MAX_ROWS, and
+// of a group block after block, row after row.
 struct Activations {
     int64_t columns;
-    const float* values;    // null: quantized
-    const int8_t* codes;
-    const float* scales;    // [rows, blocks]
-    const float* sums;      // [rows, blocks] of a block's values
-    const int32_t* totals;  // [rows, blocks] of a block's codes
+    bool quantized;
+    float* values;    // [groups, blocks, MAX_ROWS, BLOCK]; of quantized ones:
+    int8_t* codes;    // as values
+    float* scales;    // [groups, blocks, MAX_ROWS]
+    float* sums;      // as scales: of a block's values
+    int32_t* totals;  // as scales: of a block's codes
 
     int64_t blocks() const { return columns / BLOCK; }
+    // Where a block of a row is, in units of blocks.
+    int64_t place(int64_t row, int64_t block) const {
+        return (row / MAX_ROWS * blocks() + block) * MAX_ROWS + row % MAX_ROWS;
+    }
 };
 
-// One row in blocks of 8 bits: value = scale * code, codes from -127 to 127. What is not finite makes the scale so.
-INLINE void quantize_row(const float* values, int64_t columns, int8_t* codes, float* scales, float* sums,
-                         int32_t* totals) {
-    for (int64_t block = 0; block < columns / BLOCK; block++, values += BLOCK, codes += BLOCK) {
-        const Floats first = load_floats(values), second = load_floats(values + LANES);
-        const Floats magnitude = greater(greater(first, -first), greater(second, -second));
-        const float largest = maximum(magnitude);
-        const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
-        const Ints low = __builtin_convertvector(nearest(first * inverse), Ints);
-        const Ints high = __builtin_convertvector(nearest(second * inverse), Ints);
-        typedef int8_t Codes __attribute__((vector_size(16)));
-        store(codes, __builtin_convertvector(low, Codes));
-        store(codes + LANES, __builtin_convertvector(high, Codes));
-        const Ints both = low + high;
-        int32_t total = 0;
-        for (int lane = 0; lane < LANES; lane++) total += both[lane];
-        const float faulty = sum((first + second) * 0.0f);  // 0, or not a number
-        const float scale = largest / 127.0f + faulty;
-        scales[block] = scale;
-        sums[block] = scale * static_cast<float>(total);
-        totals[block] = total;
-    }
+// A block in 8 bits: value = scale * code, codes from -127 to 127. What is not finite makes the scale so.
+INLINE void quantize_block(const float* values, int64_t place, const Activations& x) {
+    const Floats first = load_floats(values), second = load_floats(values + LANES);
+    const float largest = maximum(greater(greater(first, -first), greater(second, -second)));
+    const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+    const Ints low = __builtin_convertvector(nearest(first * inverse), Ints);
+    const Ints high = __builtin_convertvector(nearest(second * inverse), Ints);
+    typedef int8_t Codes __attribute__((vector_size(16)));
+    store(x.codes + place * BLOCK, __builtin_convertvector(low, Codes));
+    store(x.codes + place * BLOCK + LANES, __builtin_convertvector(high, Codes));
+    const int32_t total = sum(low + high);
+    const float faulty = sum((first + second) * 0.0f);  // 0, or not a number
+    const float scale = largest / 127.0f + faulty;
+    x.scales[place] = scale;
+    x.sums[place] = scale * static_cast<float>(total);
+    x.totals[place] = total;
 }
 
 template <int BITS, int ROWS, int TILES>
@@ -69,35 +69,37 @@ INLINE void multiply_quantized(const Matrix& matrix, int64_t tile, const Activat
     constexpr int BYTES = BLOCK * LANES * BITS / 8;
     const int64_t blocks = matrix.blocks();
     for (int64_t block = 0; block < blocks; block++) {
+        const int64_t at = x.place(row, block);
+        UNROLL
         for (int t = 0; t < TILES; t++) {
             const int64_t place = (tile + t) * blocks + block;
             const uint8_t* codes = matrix.codes + place * BYTES;
             Ints products[ROWS];
+            UNROLL
             for (int r = 0; r < ROWS; r++)
-                products[r] = BITS == 8 ? -BYTE_OFFSET * x.totals[(row + r) * blocks + block] - Ints{} : Ints{};
+                products[r] = BITS == 8 ? -BYTE_OFFSET * x.totals[at + r] - Ints{} : Ints{};
+            UNROLL
             for (int step = 0; step < BLOCK / (BITS == 4 ? 8 : 4); step++) {
                 const Bytes raw = load<Bytes>(codes + step * 64);
+                UNROLL
                 for (int r = 0; r < ROWS; r++) {
-                    int32_t four[2];
-                    const int8_t* at = x.codes + (row + r) * x.columns + block * BLOCK + step * (BITS == 4 ? 8 : 4);
+                    const int8_t* from = x.codes + (at + r) * BLOCK + step * (BITS == 4 ? 8 : 4);
                     if constexpr (BITS == 4) {
-                        std::memcpy(four, at, 8);
-                        products[r] = dot_nibbles(products[r], raw & 15, four[0]);
-                        products[r] = dot_nibbles(products[r], (Bytes)((Words)raw >> 4) & 15, four[1]);
+                        products[r] = dot_nibbles(products[r], raw & 15, from);
+                        products[r] = dot_nibbles(products[r], (Bytes)((Words)raw >> 4) & 15, from + 4);
                     } else {
-                        std::memcpy(four, at, 4);
-                        products[r] = dot_bytes(products[r], raw, four[0]);
+                        products[r] = dot_bytes(products[r], raw, from);
                     }
                 }
             }
             const Floats scale = load_halves(matrix.scales + place * LANES);
-            for (int r = 0; r < ROWS; r++) {
-                const int64_t at = (row + r) * blocks + block;
-                sums[t][r] += __builtin_convertvector(products[r], Floats) * x.scales[at] * scale;
-            }
+            UNROLL
+            for (int r = 0; r < ROWS; r++)
+                sums[t][r] += __builtin_convertvector(products[r], Floats) * x.scales[at + r] * scale;
             if constexpr (BITS == 4) {
                 const Floats minimum = load_halves(matrix.minima + place * LANES);
-                for (int r = 0; r < ROWS; r++) sums[t][r] += minimum * x.sums[(row + r) * blocks + block];
+                UNROLL
+                for (int r = 0; r < ROWS; r++) sums[t][r] += minimum * x.sums[at + r];
             }
         }
     }
@@ -119,6 +121,8 @@ INLINE void multiply_floats(const Matrix& matrix, int64_t tile, const Activation
     constexpr int BYTES = BLOCK * LANES * BITS / 8;
     const int64_t blocks = matrix.blocks();
     for (int64_t block = 0; block < blocks; block++) {
+        const float* values = x.values + x.place(row, block) * BLOCK;
+        UNROLL
         for (int t = 0; t < TILES; t++) {
             const int64_t place = (tile + t) * blocks + block;
             const Floats scale = BITS <= 8 ? load_halves(matrix.scales + place * LANES) : Floats{};
@@ -126,8 +130,8 @@ INLINE void multiply_floats(const Matrix& matrix, int64_t tile, const Activation
             for (int column = 0; column < BLOCK; column++) {
                 Floats weights = weights_of<BITS>(matrix.codes + place * BYTES, column);
                 if constexpr (BITS <= 8) weights = weights * scale + minimum;
-                for (int r = 0; r < ROWS; r++)
-                    sums[t][r] += weights * x.values[(row + r) * x.columns + block * BLOCK + column];
+                UNROLL
+                for (int r = 0; r < ROWS; r++) sums[t][r] += weights * values[r * BLOCK + column];
             }
         }
     }
@@ -163,10 +167,12 @@ INLINE void finish(const Target& target, const Matrix& matrix, int64_t tile, int
 template <int BITS, int ROWS, int TILES>
 INLINE void multiply(const Matrix& matrix, int64_t tile, const Activations& x, int64_t row,
                      Floats (&sums)[TILES][ROWS]) {
+    UNROLL
     for (auto& tile_sums : sums)
+        UNROLL
         for (auto& lanes : tile_sums) lanes = Floats{};
     if constexpr (BITS <= 8)
-        if (!x.values) return multiply_quantized<BITS, ROWS, TILES>(matrix, tile, x, row, sums);
+        if (x.quantized) return multiply_quantized<BITS, ROWS, TILES>(matrix, tile, x, row, sums);
     multiply_floats<BITS, ROWS, TILES>(matrix, tile, x, row, sums);
 }
 
@@ -174,7 +180,9 @@ template <int BITS, int ROWS, int TILES>
 static void plain_kernel(const Matrix& matrix, int64_t tile, const Activations& x, int64_t row, const Target& target) {
     Floats sums[TILES][ROWS];
     multiply<BITS, ROWS, TILES>(matrix, tile, x, row, sums);
+    UNROLL
     for (int t = 0; t < TILES; t++)
+        UNROLL
         for (int r = 0; r < ROWS; r++) finish(target, matrix, tile + t, row + r, sums[t][r]);
 }
 
@@ -185,7 +193,9 @@ static void gate_kernel(const Matrix& matrix, int64_t tile, const Activations& x
     Floats gates[TILES][ROWS], ups[TILES][ROWS];
     multiply<BITS, ROWS, TILES>(matrix, tile, x, row, gates);
     multiply<BITS, ROWS, TILES>(matrix, tile + half, x, row, ups);
+    UNROLL
     for (int t = 0; t < TILES; t++)
+        UNROLL
         for (int r = 0; r < ROWS; r++) {
             const int64_t column = (tile + t) * LANES;
             Floats gate = gates[t][r], up = ups[t][r];

@@ -14,6 +14,8 @@ typedef uint8_t Bytes __attribute__((vector_size(64)));
 typedef uint16_t Shorts __attribute__((vector_size(32)));
 
 #define INLINE static inline __attribute__((always_inline))
+// Loops over rows and tiles: only when they are unrolled do their sums stay in registers.
+#define UNROLL _Pragma("GCC unroll 8")
 
 INLINE Floats splat(float value) { return value - Floats{}; }
 
@@ -65,6 +67,14 @@ INLINE float sum(Floats values) {
     return total[0];
 }
 
+INLINE int32_t sum(Ints values) {
+    int32_t total[LANES];
+    store(total, values);
+    for (int width = LANES / 2; width; width /= 2)
+        for (int lane = 0; lane < width; lane++) total[lane] += total[lane + width];
+    return total[0];
+}
+
 INLINE Floats greater(Floats a, Floats b) { return a > b ? a : b; }
 
 INLINE float maximum(Floats values) {
@@ -101,16 +111,22 @@ INLINE Floats exponential(Floats x) {
     return (Floats)((Ints)(y * (Floats)exponent) & ~vanishes);
 }
 
+INLINE int32_t four(const int8_t* codes) {
+    int32_t together;
+    __builtin_memcpy(&together, codes, 4);
+    return together;
+}
+
 // Integer products of weights (unsigned bytes) and activations (four signed bytes, the same for every lane):
 // lane i gains the sum over j of weights[4 i + j] * activations[j].
 #if defined(__AVX512VNNI__)
 constexpr int BYTE_OFFSET = 128;  // weights of eight bits are signed; this makes them unsigned
 
-INLINE Ints dot_nibbles(Ints sums, Bytes weights, int32_t activations) {
-    return (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)weights, _mm512_set1_epi32(activations));
+INLINE Ints dot_nibbles(Ints sums, Bytes weights, const int8_t* activations) {
+    return (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)weights, _mm512_set1_epi32(four(activations)));
 }
 
-INLINE Ints dot_bytes(Ints sums, Bytes weights, int32_t activations) {
+INLINE Ints dot_bytes(Ints sums, Bytes weights, const int8_t* activations) {
     return dot_nibbles(sums, weights, activations);
 }
 #else
@@ -122,9 +138,9 @@ union Halves {
     __m256i part[2];
 };
 
-INLINE Ints dot_nibbles(Ints sums, Bytes weights, int32_t activations) {
+INLINE Ints dot_nibbles(Ints sums, Bytes weights, const int8_t* activations) {
     Halves total{.ints = sums}, factors{.bytes = weights};
-    const __m256i activation = _mm256_set1_epi32(activations), ones = _mm256_set1_epi16(1);
+    const __m256i activation = _mm256_set1_epi32(four(activations)), ones = _mm256_set1_epi16(1);
     for (int half = 0; half < 2; half++) {
         const __m256i pairs = _mm256_maddubs_epi16(factors.part[half], activation);
         total.part[half] = _mm256_add_epi32(total.part[half], _mm256_madd_epi16(pairs, ones));
@@ -133,9 +149,9 @@ INLINE Ints dot_nibbles(Ints sums, Bytes weights, int32_t activations) {
 }
 
 // maddubs saturates at 16 bits, so the weights' magnitude (at most 128) is multiplied by the activations with its sign.
-INLINE Ints dot_bytes(Ints sums, Bytes weights, int32_t activations) {
+INLINE Ints dot_bytes(Ints sums, Bytes weights, const int8_t* activations) {
     Halves total{.ints = sums}, factors{.bytes = weights ^ 128};
-    const __m256i activation = _mm256_set1_epi32(activations), ones = _mm256_set1_epi16(1);
+    const __m256i activation = _mm256_set1_epi32(four(activations)), ones = _mm256_set1_epi16(1);
     for (int half = 0; half < 2; half++) {
         const __m256i weight = factors.part[half];
         const __m256i pairs =
