@@ -12,6 +12,8 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from ipc.messages import Prepare, Prepared
 
+MAX_STATES = 20_000  # of the automaton that reads a grammar's words, a kilobyte or two each
+
 Answer = Callable[[Prepared], None]
 
 log = logging.getLogger(__name__)
@@ -47,13 +49,14 @@ class Grammars:
 
     def _compile_all(self) -> None:
         vocabulary, fault = self._read_vocabulary()
+        limits = LLParserLimits(max_lexer_states=MAX_STATES, verbose_errors=False)
         while True:
             message, answer, matchers = self._work.get()
             for number in message.forget:
                 matchers.pop(number, None)
             error = fault
             if vocabulary is not None:
-                matcher = LLMatcher(vocabulary, message.text, log_level=0, limits=LLParserLimits(verbose_errors=False))
+                matcher = LLMatcher(vocabulary, message.text, log_level=0, limits=limits)
                 error = matcher.get_error()
                 if not error:
                     matchers[message.grammar] = matcher

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from ipc.messages import Prepare
 from scheduler_proc.sequence import Sequence
 
-MAX_IDLE = 256  # compiled grammars that nobody uses, kept for whoever asks for them again
+MAX_IDLE = 64  # compiled grammars that nobody uses, kept for whoever asks for them again
 
 
 @dataclass(slots=True)

@@ -22,10 +22,12 @@ from llguidance.gbnf_to_lark import any_to_lark
 
 from ipc.messages import GrammarPart
 from tokenizer_proc.errors import RequestError
+from tokenizer_proc.finite_schema import is_endless
 
 MAX_SECONDS = 5.0
 MAX_CHARS = 512 << 10  # of all parts together
 NUM_STEPS = 48  # that a new grammar is followed for
+MAX_STATES = 20_000  # of the automaton that reads a grammar's words, a kilobyte or two each
 MAX_REMEMBERED = 256  # grammars that were found to be good
 MAX_REASON_CHARS = 300
 NUM_THREADS = 2
@@ -59,6 +61,9 @@ class GrammarChecker:
                 self._good.move_to_end(key)
                 return self._good[key]
         grammar = join(parts)
+        for part in parts:
+            if part.kind == "json" and is_endless(json.loads(part.text)):
+                raise RequestError(f"{part.param}: the schema asks for itself, so that nothing ends it", part.param)
         if reason := self._ask(grammar):
             raise self._blame(parts, reason)
         with self._lock:
@@ -92,7 +97,8 @@ class GrammarChecker:
                 answer.put(_one_line(str(error)))
 
     def _fault(self, grammar: str) -> str:
-        matcher = LLMatcher(self._vocabulary, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
+        limits = LLParserLimits(max_lexer_states=MAX_STATES, verbose_errors=False)
+        matcher = LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits)
         choose = random.Random(0)
         for _ in range(NUM_STEPS):
             if matcher.is_error():

@@ -33,11 +33,16 @@ def obj(properties: dict[str, Any], **fields: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties)} | fields
 
 
+B = {"$ref": "#/$defs/b"}
+
 GOOD = [
     ("json", {}),
     ("json", {"type": "object"}),
     ("json", obj({"x": {"type": "number", "maximum": 2e10}})),
     ("json", {"$defs": {"n": obj({"n": {"anyOf": [{"$ref": "#/$defs/n"}, {"type": "null"}]}})}, "$ref": "#/$defs/n"}),
+    ("json", {"type": "array", "items": {"$ref": "#"}}),
+    ("json", {"type": "array", "prefixItems": [{"const": 1}], "items": {"$ref": "#"}, "minItems": 1}),
+    ("json", {"type": "object", "properties": {"child": {"$ref": "#"}}}),
     ("json", {"enum": [f"x{i}" for i in range(5000)]}),
     ("json", {"oneOf": [{"type": "integer"}, {"type": "string"}]}),
     ("json", {"type": "string", "format": "date-time"}),
@@ -54,7 +59,10 @@ GOOD = [
 BAD = [
     ("json", {"type": "integer", "minimum": 5, "maximum": 3}, "minimum .5. is greater"),
     ("json", obj({"x": False}), "Unsatisfiable"),
-    ("json", {"$ref": "#"}, "nothing can satisfy it"),
+    ("json", {"$ref": "#"}, "asks for itself"),
+    ("json", obj({"child": {"$ref": "#"}}), "asks for itself"),
+    ("json", {"type": "array", "items": {"$ref": "#"}, "minItems": 1}, "asks for itself"),
+    ("json", {"$defs": {"a": obj({"b": B}), "b": obj({"a": {"$ref": "#/$defs/a"}})}} | B, "asks for itself"),
     ("json", {"$ref": "file:///etc/passwd"}, "not present"),
     ("json", {"$ref": "http://127.0.0.1/x"}, "not present"),
     ("json", {"not": {"type": "string"}}, '"not"'),
