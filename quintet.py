@@ -42,6 +42,7 @@ from ipc.messages import (
 )
 from ipc.options import complete
 from ipc.sockets import Inbox, Outbox
+from ipc.structured import KINDS, grammar_part
 from supervision.child import PACKAGES
 from supervision.supervisor import Supervisor
 
@@ -73,6 +74,9 @@ class SamplingParams:
     skip_special_tokens: bool = True
     ignore_eos: bool = False
     seed: int | None = None
+    structured_outputs: dict[str, Any] | None = None  # one of json, regex, choice, grammar, json_object
+    bad_words: list[str] = field(default_factory=list)
+    allowed_token_ids: list[int] | None = None
 
     def __post_init__(self) -> None:
         ranges: dict[str, tuple[float, float]] = {
@@ -89,6 +93,12 @@ class SamplingParams:
                 raise ValueError(f"{name} must be greater than 0")
         if "" in ([self.stop] if isinstance(self.stop, str) else self.stop):
             raise ValueError("stop must not hold an empty string")
+        if self.structured_outputs is not None and (
+            len(self.structured_outputs) != 1 or next(iter(self.structured_outputs)) not in KINDS
+        ):
+            raise ValueError(f"structured_outputs must have exactly one of {', '.join(KINDS)}")
+        if self.structured_outputs is not None and self.allowed_token_ids is not None:
+            raise ValueError("structured_outputs and allowed_token_ids cannot be given together")
 
 
 @dataclass(slots=True)
@@ -285,6 +295,11 @@ class LLM:
             priority=0,
             cache_salt=cache_salt,
             received_ns=time.monotonic_ns(),
+            grammar=[
+                grammar_part(kind, value, f"structured_outputs.{kind}")
+                for kind, value in (params.structured_outputs or {}).items()
+            ],
+            bad_words=params.bad_words,
         )
 
     def _sampling(self, params: SamplingParams) -> Sampling:
@@ -302,6 +317,7 @@ class LLM:
             frequency_penalty=params.frequency_penalty,
             bias_ids=Ids("i", params.logit_bias),
             bias_values=list(params.logit_bias.values()),
+            allowed_ids=Ids("i", params.allowed_token_ids or []),
             seed=secrets.randbits(63) if params.seed is None else params.seed,
             max_tokens=params.max_tokens or 0,
             min_tokens=params.min_tokens,

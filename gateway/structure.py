@@ -18,9 +18,7 @@ from gateway.structure_schemas import (
     TextFormat,
 )
 from ipc.messages import GrammarPart
-
-ANSWER = "answer"
-ANY_OBJECT: dict[str, Any] = {"type": "object"}
+from ipc.structured import ANSWER, grammar_part
 
 Grammar = list[GrammarPart]
 
@@ -35,7 +33,7 @@ def grammar_of(response_format: ResponseFormat | None, structured: StructuredOut
         return _structured(structured)
     match response_format:
         case JsonObjectFormat():
-            return [json_part(ANSWER, ANY_OBJECT, "response_format")]
+            return [grammar_part("json_object", True, "response_format")]
         case JsonSchemaFormat(json_schema=wanted):
             return [json_part(ANSWER, wanted.schema_, "response_format.json_schema.schema")]
     return []
@@ -57,16 +55,13 @@ def _structured(wanted: StructuredOutputs) -> Grammar:
     name = given[0].removesuffix("_")
     param = f"structured_outputs.{name}"
     if wanted.json_ is not None:
-        return [json_part(ANSWER, _schema(wanted.json_, param), param)]
-    if wanted.json_object:
-        return [json_part(ANSWER, ANY_OBJECT, param)]
-    if wanted.regex is not None:
-        return [GrammarPart(ANSWER, "regex", wanted.regex, param)]
-    if wanted.choice is not None:
-        return [GrammarPart(ANSWER, "lark", _one_of(wanted.choice, param), param)]
-    text = wanted.grammar or ""
-    # GBNF writes rules with "::=", Lark with ":".
-    return [GrammarPart(ANSWER, "gbnf" if "::=" in text else "lark", text, param)]
+        schema = _schema(wanted.json_, param)
+        check_schema(schema, param)
+        return [grammar_part(name, schema, param)]
+    part = grammar_part(name, getattr(wanted, name), param)
+    if len(part.text) > MAX_GRAMMAR_CHARS:
+        refuse(f"{param}: the texts are longer than {MAX_GRAMMAR_CHARS} characters together", param)
+    return [part]
 
 
 def _schema(given: dict[str, Any] | str, param: str) -> dict[str, Any]:
@@ -76,11 +71,3 @@ def _schema(given: dict[str, Any] | str, param: str) -> dict[str, Any]:
         return parse_object(given.encode())
     except ApiError as error:
         raise ApiError(400, f"{param}: not the text of a JSON schema: {error.message}", param) from None
-
-
-def _one_of(texts: list[str], param: str) -> str:
-    """Lark's notation for one of these texts."""
-    grammar = "start: " + " | ".join(orjson.dumps(text).decode() for text in texts)
-    if len(grammar) > MAX_GRAMMAR_CHARS:
-        refuse(f"{param}: the texts are longer than {MAX_GRAMMAR_CHARS} characters together", param)
-    return grammar

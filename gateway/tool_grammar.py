@@ -13,9 +13,10 @@ import orjson
 
 from gateway.parsers import hermes, mistral, reasoning
 from gateway.parsers.reader import Reading
-from gateway.structure import ANSWER, ANY_OBJECT, Grammar, json_part
+from gateway.structure import Grammar, json_part
 from gateway.tool_schemas import NamedTool, Tool
 from ipc.messages import GrammarPart
+from ipc.structured import ANSWER, ANY_OBJECT
 
 # Text that no call interrupts. Special tokens are no part of it.
 ANY_TEXT = r"/(.|\n)*/"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import psutil
@@ -12,6 +13,7 @@ from tests.in_process import generate
 from tests.model_proc.small_models import SHAPE, VOCAB_SIZE, write_model
 from tests.model_proc.test_native_models import load
 
+WORDS = {"".join(letters) + "c" for letters in product("ab", repeat=3)}
 PROMPTS = [[(7 * index + length) % VOCAB_SIZE for index in range(length)] for length in (3, 20, 33)]
 
 
@@ -27,3 +29,6 @@ def test_two_ranks_answer_as_one(tmp_path: Path) -> None:
         for _ in range(2):  # the second time from the prefix cache
             results = llm.generate(PROMPTS, params, show_progress=False)
             assert [result.token_ids for result in results] == expected
+        # The first rank alone follows the grammar; the others hear from it.
+        chosen = SamplingParams(structured_outputs={"regex": "[ab]{3}c"}, max_tokens=8, seed=1)
+        assert {result.text for result in llm.generate(PROMPTS, chosen, show_progress=False)} <= WORDS

@@ -119,7 +119,7 @@ async def test_parameters_reach_the_ring(ring: ScriptedRing, http: aiohttp.Clien
 async def test_structures(ring: ScriptedRing, http: aiohttp.ClientSession) -> None:
     ring.script = lambda generate: ring.answer(generate, ["x"])
     for name, text, kind in (
-        ("json_schema", '{"type":"integer"}', "json"),
+        ("json_schema", '{"type": "integer"}', "json"),
         ("regex", "a+", "regex"),
         ("ebnf", 'root ::= "a"', "gbnf"),
     ):
