@@ -30,6 +30,7 @@ def test_schemas_are_good_varied_and_always_the_same() -> None:
 def test_what_does_not_follow_is_seen() -> None:
     schema = {"type": "object", "properties": {"at": {"type": "string", "format": "date"}}, "required": ["at"]}
     assert fault_of('{"at": "2026-11-25"}', schema) == ""
+    assert fault_of('{"at": "0000-02-29"}', schema) == ""
     assert "no JSON" in fault_of('{"at": ', schema)
     assert fault_of("{}", schema)
     assert fault_of('{"at": "2026-13-25"}', schema)
