@@ -2,6 +2,7 @@
 # Checks and timings on a GPU machine in one go: everything that benchmark/results/h200 is made from.
 #
 #     benchmark/h200.sh OUT [STAGE ...]      stages: checks roofline offline-0.6b offline-14b profile depths
+#                                             idle ranks (two GPUs)
 #
 # Logs and JSON go to the folder OUT; the last lines are a short table. PYTHON chooses the interpreter.
 set -uo pipefail
@@ -30,7 +31,9 @@ for wanted in $stages; do
             # No figure counts without these.
             stage checks 300 $python -m pytest -q tests/model_proc/test_attention_kernels.py \
                 tests/model_proc/test_linear_kernels.py tests/model_proc/test_small_models.py \
-                -k "${CHECKS:-bfloat16 or cuda or sampling or tokens_come or embedding}" || exit 1
+                tests/model_proc/test_truncation.py tests/model_proc/test_precision.py \
+                -k "${CHECKS:-bfloat16 or cuda or sampling or tokens_come or embedding or threshold or host or prefix}" \
+                || exit 1
             ;;
         roofline) stage roofline 60 $python -m benchmark.roofline --json "$out/roofline.json" ;;
         offline-*)
@@ -42,6 +45,17 @@ for wanted in $stages; do
                 --prefill "${PREFILL:-16384}" --json "$out/profile-0.6b.json"
             LINES_SHOWN=60 stage profile-14b 100 $python -m benchmark.step_profile --model 14b --batch 1 64 \
                 --prefill "${PREFILL:-16384}" --json "$out/profile-14b.json"
+            ;;
+        idle)
+            for depth in 2 1; do
+                stage "idle-$depth" 90 $python -m benchmark.idle --model 0.6b --json "$out/idle.json" \
+                    -- --pipeline-depth=$depth
+            done
+            stage idle-14b 90 $python -m benchmark.idle --model 14b --json "$out/idle.json"
+            ;;
+        ranks)
+            stage ranks 150 $python -m benchmark.offline --model 14b --work single decode64 prefill --repeats 1 \
+                --json "$out/offline.json" -- --tensor-parallel-size=2
             ;;
         depths)
             for depth in 1 3; do
