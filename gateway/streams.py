@@ -117,7 +117,8 @@ class Sequence:
         if tail.refusal is not None:
             self._stream.fail(ApiError.of(tail.refusal))
         elif tail.reason in (STOP, LENGTH):
-            self.tail = tail
+            # What has failed has been told so, or is about to be: it must not end well behind that.
+            self.tail = tail if self._stream.failure is None else None
         else:
             self._stream.fail(ApiError(500, "the request was given up inside the server"))
         self._stream.ended(self)

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import zmq
 
@@ -179,7 +180,7 @@ class Supervisor:
 
     def _on_ready(self, child: Child, info: dict[str, Any]) -> None:
         if "url" in info:
-            self._port = int(info["url"].rpartition(":")[2])
+            self._port = urlsplit(info["url"]).port or self._port  # a Unix socket has none
         if child.losses and child.state != "ready":
             log.info("the %s process is back (%d)", child.name, child.losses)
         child.on_ready(time.monotonic())

@@ -63,9 +63,10 @@ class Harm:
         return what
 
     def _signal(self, name: str, number: int) -> None:
-        process = self._server.processes().get(name)
-        if process is None:
-            return
+        try:
+            process = self._server.processes()[name]
+        except (psutil.Error, KeyError):
+            return  # it is being restarted
         if name == "gateway":
             # A stopped one is killed a moment later.
             self._load.gateway_lost += [time.monotonic() + later for later in (0.0, 2.0)]

@@ -29,7 +29,11 @@ class Watch:
             await asyncio.sleep(1.0)
 
     def look(self, at: float) -> None:
-        for name, process in self.server.processes().items():
+        try:
+            ring = self.server.processes()
+        except psutil.Error:
+            return  # one of them has died while it was looked at
+        for name, process in ring.items():
             self.seen.add(process)
             try:
                 memory, files = process.memory_info().rss / 2**20, process.num_fds()

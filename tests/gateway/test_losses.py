@@ -94,6 +94,24 @@ async def test_an_end_is_not_followed_by_another(ring: ScriptedRing, http: aioht
 
 
 @pytest.mark.asyncio
+async def test_an_end_that_comes_behind_a_loss_does_not_count(ring: ScriptedRing, http: aiohttp.ClientSession) -> None:
+    """The loss comes first this time, and the last token before anybody has looked: one end, the error."""
+    asking = asyncio.create_task(http.post(TEXT, json={"prompt": "x", "stream": True, "n": 2}))
+    rid = (await ring.next(Generate)).rid
+    ring.bring([head(rid), head(rid + 1)], [(rid, "a", [1]), (rid + 1, "a", [1])])
+    stream = await asking
+    await next_event(stream)
+    await next_event(stream)
+    ring.bring([], [(rid, "b", [2])], [tail(rid, 2, STOP)])
+    ring.engine.on_lost(Lost("scheduler", 4, 9))
+    ring.bring([], [(rid + 1, "b", [2])], [tail(rid + 1, 2, STOP)])
+    events = events_in(await stream.read())
+    assert sum("error" in event for event in events) == 1
+    ended = [choice["index"] for event in events for choice in event.get("choices", []) if choice["finish_reason"]]
+    assert 1 not in ended
+
+
+@pytest.mark.asyncio
 async def test_what_the_scheduler_holds_and_nobody_wants_is_aborted_again(ring: ScriptedRing) -> None:
     ring.engine.on_lost(Lost("tokenizer", 0, 9))
     ring.engine.on_held(Held("tokenizer", 0, 0, [77, 78]))
