@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from gateway.errors import ApiError
@@ -15,9 +15,10 @@ class Admission:
     together it would refuse what comes, so that it is refused here, before it costs the others anything.
     """
 
-    def __init__(self, limit: int) -> None:
-        """`limit` is how many may be under way."""
+    def __init__(self, limit: int, on_refusal: Callable[[], None] = lambda: None) -> None:
+        """`limit` is how many may be under way; `on_refusal` is called for each request that has no room."""
         self._limit = limit
+        self._on_refusal = on_refusal
         self._under_way: set[int] = set()
 
     def enter(self, rids: Sequence[int], retry_after_s: float) -> None:
@@ -36,5 +37,6 @@ class Admission:
         self._under_way.discard(rid)
 
     def _refuse(self, retry_after_s: float) -> NoReturn:
+        self._on_refusal()
         text = f"the queue is full: {len(self._under_way)} requests are waiting; try again later"
         raise ApiError(429, text, retry_after_s=retry_after_s)

@@ -70,7 +70,7 @@ class Engine:
         self._admit = admit
         self._next_rid = rids
         self._losses = Losses(tokenizer)
-        self._admission = Admission(most_under_way)
+        self._admission = Admission(most_under_way, self.observer.metrics.refuse)
         self._retry_after_s = retry_after_s
         self._live: dict[int, Sequence] = {}
         self._streams: set[Stream] = set()

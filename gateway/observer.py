@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from typing import Any
@@ -15,6 +16,9 @@ from ipc.messages import REASON_NAMES, Tail
 from ipc.spans import READ, Spans
 
 REMEMBERED = 128  # sequences that have ended
+RECORDED = 1 << 14  # sequences in a profile
+
+log = logging.getLogger(__name__)
 
 
 class Observer:
@@ -23,7 +27,8 @@ class Observer:
     def __init__(self) -> None:
         self.spans = Spans()  # the process's own, once there is one
         self._over: dict[int, tuple[Sequence, Tail, int]] = {}  # while recording: by rid, and when their end came
-        self._recorded: list[list[Any]] = []  # sequences whose responses are sent: the fields of `Recorded`
+        # Sequences whose responses are sent, the last ones: the fields of `Recorded`.
+        self._recorded: deque[list[Any]] = deque(maxlen=RECORDED)
         self.metrics = RequestMetrics()
         self.tracer: RequestTracer | None = None  # makes a span of each request
         self.num_ended = 0  # sequences, of all times
@@ -49,8 +54,6 @@ class Observer:
 
     def closed(self, stream: Stream) -> None:
         """A request is over for its client; those of its sequences that go on are aborted."""
-        if self.tracer is not None:
-            self.tracer.closed(stream)
         for sequence in stream.sequences:
             if not sequence.over:
                 self._remember(sequence, "left", None)
@@ -59,12 +62,18 @@ class Observer:
             for rid in stream.rids:
                 if (end := self._over.pop(rid, None)) is not None:
                     self._recorded.append(_recorded(*end, now))
+        if self.tracer is not None:
+            try:
+                self.tracer.closed(stream)
+            except Exception:
+                log.exception("there is no span of request %s", stream.job.request_id)
 
     def record(self, on: bool) -> list[list[Any]]:
         """Begin or end to keep the ways of sequences, for a profile. What was kept until now."""
-        recorded, self._recorded = self._recorded, []
+        recorded = [] if on else list(self._recorded)
+        self._recorded.clear()
         self._over.clear()
-        return recorded if not on else []
+        return recorded
 
     def ended_since(self, number: int) -> list[dict[str, Any]]:
         """The sequences that ended behind the first `number` of all, as far as they are remembered."""

@@ -111,4 +111,7 @@ def attributes(stream: Stream) -> dict[str, Any]:
 
 
 def _operation(stream: Stream) -> str:
-    return "chat" if stream.job.generates[0].chat is not None else "text_completion"
+    generate = stream.job.generates[0]
+    if generate.sampling.pooling:
+        return "embeddings"
+    return "chat" if generate.chat is not None else "text_completion"

@@ -29,6 +29,11 @@ class Figures:
         """What the scheduler has counted of its steps: `scheduler_proc.tally`."""
         return self.scheduler.get("tally", {})
 
+    @property
+    def queue_full(self) -> int:
+        """Requests refused because too many waited: by the scheduler, or by a gateway that knew it beforehand."""
+        return self.tally.get("queue_full", 0) + self.requests.get("refused", 0)
+
     def histogram(self, name: str) -> Mapping[str, Any] | None:
         """A histogram of requests; None when there is none yet."""
         return self.requests.get("histograms", {}).get(name)

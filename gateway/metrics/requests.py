@@ -42,6 +42,7 @@ class RequestMetrics:
         self._histograms = {name: Histogram(bounds) for name, bounds in BOUNDS.items()}
         self._stages = {stage: Histogram(buckets.QUEUE) for stage in STAGES}
         self._inter_token = self._histograms["inter_token"]
+        self._refused = 0
         self._responses: dict[tuple[str, str], int] = {}  # by route and class of status
         self._last_ns = -1  # the time of the step whose text came last
 
@@ -107,6 +108,10 @@ class RequestMetrics:
         if max_tokens:
             self._observe("params_max_tokens", max_tokens)
 
+    def refuse(self) -> None:
+        """A request is refused before it goes into the ring, because too many are under way."""
+        self._refused += 1
+
     def answered(self, route: str, status: int | None) -> None:
         """A response has been sent, or (None) its client has left. `route` is one of our own, never a client's word."""
         key = (route, "left" if status is None else f"{status // 100}xx")
@@ -127,6 +132,7 @@ class RequestMetrics:
         return {
             "histograms": {name: histogram.export() for name, histogram in self._histograms.items()},
             "stages": {stage: histogram.export() for stage, histogram in self._stages.items()},
+            "refused": self._refused,
             "responses": [[route, status, count] for (route, status), count in self._responses.items()],
         }
 

@@ -82,7 +82,7 @@ def vllm_metrics(figures: Figures) -> list[tuple[Metric, Samples]]:
         "admission_rejections",
         "Requests refused for a limit of the queue.",
         "reason",
-        {"max_num_queued_reqs": tally.get("queue_full", 0), "max_num_queued_tokens": tally.get("tokens_full", 0)},
+        {"max_num_queued_reqs": figures.queue_full, "max_num_queued_tokens": tally.get("tokens_full", 0)},
         with_engine=False,
     )
     for name, (source, text) in _TEXTS.items():

@@ -70,6 +70,8 @@ def wanted(request: ProfileRequest) -> Wanted:
     steps = {count for count in (request.steps, request.num_steps, request.max_iterations) if count}
     if len(steps) > 1:
         refuse("steps: num_steps and max_iterations are other names of it, and they differ", "steps")
+    if steps and request.processes and "scheduler" not in request.processes:
+        refuse("steps: the scheduler counts them, and it is not among the processes", "steps")
     if request.torch is False and request.activities:
         refuse("activities: are the torch profiler's, which torch switches off", "activities")
     return Wanted(

@@ -146,6 +146,7 @@ async def test_the_scheduler_and_the_processes_are_on_the_page(ring: ScriptedRin
     assert value(found, "vllm:admission_rejections_total", reason="max_num_queued_reqs", model_name="tiny") == 0
     assert value(found, "vllm:iteration_tokens_total_count", **engine) == 0
     assert value(found, "quintet_kv_blocks", state="in_use") == 25
+    assert value(found, "quintet_queue_rejections_total", reason="tokens") == 0
     assert value(found, "quintet_process_cpu_seconds_total", process="scheduler") == 1.5
     assert value(found, "quintet_queue_wait_seconds_count", kind="preempted") == 0
 
@@ -243,6 +244,7 @@ async def test_gateways_answer_for_each_other(ring: ScriptedRing) -> None:
         metrics.asked(n=1, max_tokens=4)
         metrics.answered("/x", 200)
     other.answered("/x", None)
+    other.refuse()
     for name, metrics in (("gateway", own), ("gateway.1", other)):
         stats = {"requests": 2, "metrics": metrics.export(), "process": {"started_ns": 1}}
         ring.view.update(Beat(name, 1, stats))
@@ -252,6 +254,7 @@ async def test_gateways_answer_for_each_other(ring: ScriptedRing) -> None:
     assert value(found, "quintet_request_choices_count") == 2
     assert value(found, "quintet_http_responses_total", route="/x", status="2xx") == 2
     assert value(found, "quintet_http_responses_total", route="/x", status="left") == 1
+    assert value(found, "quintet_queue_rejections_total", reason="requests") == 1
     assert value(found, "quintet_requests_in_flight") == 4
 
 

@@ -144,6 +144,7 @@ async def test_what_is_asked_for(
         ({"seconds": "1"}, "seconds"),
         ({"steps": 0}, "steps"),
         ({"steps": 2, "num_steps": 3}, "steps"),
+        ({"steps": 2, "processes": ["model"]}, "steps"),
         ({"processes": []}, "processes"),
         ({"processes": ["modell"]}, "processes[0]"),
         ({"activities": ["XPU"]}, "activities[0]"),

@@ -13,6 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from gateway.streams import Stream
 from gateway.tracing import RequestTracer
 from ipc.messages import Refusal
 from ipc.process import FatalError
@@ -109,6 +110,21 @@ async def test_spans_reach_a_collector(
     message = ExportTraceServiceRequest.FromString(received[0])
     [span] = message.resource_spans[0].scope_spans[0].spans
     assert span.name == "chat tiny"
+
+
+async def test_a_span_that_cannot_be_made_harms_nobody(
+    ring: ScriptedRing, http: aiohttp.ClientSession, chat_body: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(stream: Stream) -> None:
+        raise RuntimeError("broken")
+
+    tracer = ring.engine.observer.tracer = RequestTracer("", InMemorySpanExporter())
+    monkeypatch.setattr(tracer, "closed", broken)
+    ring.script = lambda generate: ring.answer(generate, ["a"])
+    async with http.post("/v1/chat/completions", json=chat_body) as response:
+        assert response.status == 200
+    assert ring.engine.in_flight()["requests"] == 0
+    tracer.close()
 
 
 def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
