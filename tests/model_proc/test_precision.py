@@ -75,7 +75,8 @@ def test_bfloat16_logits_are_near_those_of_a_higher_precision(name: str, tmp_pat
         "load_format": "dummy", "max_model_len": 256, "device": DEVICE.type, "max_num_seqs": 4,
         "num_gpu_blocks_override": BLOCKS * len(LENGTHS),
     }  # fmt: skip
-    fast, _ = load(folder, **options, dtype="bfloat16")
+    backend = "triton" if DEVICE.type == "cuda" else "torch"
+    fast, _ = load(folder, **options, dtype="bfloat16", attention_backend=backend)
     exact, _ = load(folder, **options, dtype="float32", attention_backend="torch")
     for place, given in zip(weights(exact).values(), weights(fast).values(), strict=True):
         place.copy_(given)
