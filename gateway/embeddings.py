@@ -35,7 +35,7 @@ class Embeddings:
     async def create(self, request: web.Request) -> web.StreamResponse:
         """Embeddings of texts or of token ids, pooled as the server is told by --pooling."""
         intake = self._intake
-        given = parse(EmbeddingRequest, await intake.body(request), UNSUPPORTED_EMBEDDING)
+        given = await intake.read(request, lambda body: parse(EmbeddingRequest, body, UNSUPPORTED_EMBEDDING))
         job = embedding_job(given, intake.envelope(request), intake.ring, intake.config)
         is_base64 = given.encoding_format == "base64"
         return await deliver(request, intake.engine, job, lambda job, stream: EmbeddingAnswer(job, stream, is_base64))

@@ -24,15 +24,15 @@ class Generation:
 
     async def chat_completions(self, request: web.Request) -> web.StreamResponse:
         intake = self._intake
-        body = await intake.body(request)
-        job = chat_job(body, intake.envelope(request), intake.ring, intake.config)
+        envelope = intake.envelope(request)
+        job = await intake.read(request, lambda body: chat_job(body, envelope, intake.ring, intake.config))
         await intake.templates.settle(job)
         return await deliver(request, intake.engine, job, ChatAnswer if job.reading.is_plain else ReadChatAnswer)
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         intake = self._intake
-        body = await intake.body(request)
-        job = completion_job(body, intake.envelope(request), intake.ring, intake.config)
+        envelope = intake.envelope(request)
+        job = await intake.read(request, lambda body: completion_job(body, envelope, intake.ring, intake.config))
         if job.echo:
             job.prompt_texts = await asyncio.gather(*map(self._text_of, job.generates))
         return await deliver(request, intake.engine, job, CompletionAnswer)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
 
 from gateway.auth import shown_keys
-from gateway.body import read_json
+from gateway.body import Meaning, read_as
 from gateway.engine import Engine
 from gateway.request import Envelope
 from gateway.request_id import request_id_of
@@ -26,11 +27,14 @@ class Intake:
         self.config = config
         self.templates = Templates(engine, config)
 
-    async def body(self, request: web.Request) -> dict[str, Any]:
-        """The body of a request that can be served now. Raises ApiError."""
+    async def read(self, request: web.Request, understand: Callable[[dict[str, Any]], Meaning]) -> Meaning:
+        """What `understand` makes of the body of a request that can be served now. It may be called in a thread.
+
+        Raises ApiError.
+        """
         self.ring.admit()
         self.engine.check_room()
-        return await read_json(request, self.config.max_body_mib << 20)
+        return await read_as(request, self.config.max_body_mib << 20, understand)
 
     def envelope(self, request: web.Request) -> Envelope:
         trace_context = {name: request.headers[name] for name in TRACE_HEADERS if name in request.headers}

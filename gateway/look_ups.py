@@ -6,7 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.body import read_json
+from gateway.body import read_as, read_json
 from gateway.engine import Engine
 from gateway.errors import refuse
 from gateway.json_response import json_response
@@ -56,7 +56,7 @@ class LookUps:
 
     async def detokenize(self, request: web.Request) -> web.Response:
         model = self._ring.admit()
-        question = parse(DetokenizeRequest, await read_json(request, self._max_body_bytes), {})
+        question = await read_as(request, self._max_body_bytes, lambda body: parse(DetokenizeRequest, body, {}))
         self._ring.name_for(question.model)
         if len(question.tokens) > MAX_DETOKENIZED:
             refuse(f"tokens: {len(question.tokens)} ids are more than the {MAX_DETOKENIZED} taken at once", "tokens")

@@ -23,14 +23,14 @@ class Anthropic:
 
     async def messages(self, request: web.Request) -> web.StreamResponse:
         intake = self._intake
-        body = chat_body(parse(MessagesRequest, await intake.body(request), {}))
+        body = await intake.read(request, lambda body: chat_body(parse(MessagesRequest, body, {})))
         job = chat_job(body, intake.envelope(request), intake.ring, intake.config)
         await intake.templates.settle(job)
         return await deliver(request, intake.engine, job, MessagesAnswer)
 
     async def count_tokens(self, request: web.Request) -> web.Response:
         intake = self._intake
-        question = parse(PromptRequest, await intake.body(request), {})
+        question = await intake.read(request, lambda body: parse(PromptRequest, body, {}))
         chat = parse(ChatRequest, prompt_body(question), {})
         intake.ring.name_for(chat.model)
         check_tools(chat.tools or [])

@@ -25,7 +25,7 @@ class Responses:
 
     async def create(self, request: web.Request) -> web.StreamResponse:
         intake = self._intake
-        given = parse(ResponsesRequest, await intake.body(request), UNSUPPORTED)
+        given = await intake.read(request, lambda body: parse(ResponsesRequest, body, UNSUPPORTED))
         try:
             job = chat_job(chat_body(given), intake.envelope(request), intake.ring, intake.config)
             await intake.templates.settle(job)

@@ -40,11 +40,16 @@ class SGLang:
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         intake = self._intake
-        given = parse_generate(await intake.body(request))
-        try:
-            job = completion_job(completion_body(given), intake.envelope(request), intake.ring, intake.config)
-        except ApiError as error:
-            raise _in_own_words(error, given) from None
+        envelope = intake.envelope(request)
+
+        def understand(body: dict[str, Any]) -> tuple[GenerateBody, Job]:
+            given = parse_generate(body)
+            try:
+                return given, completion_job(completion_body(given), envelope, intake.ring, intake.config)
+            except ApiError as error:
+                raise _in_own_words(error, given) from None
+
+        given, job = await intake.read(request, understand)
         for generate in job.generates:
             for part in generate.grammar:
                 part.param = _own_path(part.param, given)
