@@ -77,6 +77,8 @@ def _add_lists(one: list[Any], other: list[Any]) -> list[Any]:
         for row in other:
             rows[tuple(row[:-1])] = rows.get(tuple(row[:-1]), 0) + row[-1]
         return [[*names, count] for names, count in rows.items()]
+    if len(one) != len(other) or not all(isinstance(value, int | float) for value in (*one, *other)):
+        return other  # no counts
     return [mine + theirs for mine, theirs in zip(one, other, strict=True)]
 
 

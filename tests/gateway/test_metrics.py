@@ -263,6 +263,11 @@ def test_sums_keep_bounds_and_what_one_side_lacks() -> None:
     assert add(one, {"bounds": [1, 2], "counts": [0, 1, 1], "sum": 1.5, "new": {"x": 1}}) == {
         "bounds": [1, 2], "counts": [1, 1, 3], "sum": 6.5, "only": 3, "new": {"x": 1},
     }  # fmt: skip
+    # What is no list of counts is taken as it is now.
+    assert add({"names": ["a"], "counts": [1]}, {"names": ["b"], "counts": [1, 2]}) == {
+        "names": ["b"],
+        "counts": [1, 2],
+    }
 
 
 def documented() -> Iterator[str]:
