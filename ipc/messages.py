@@ -351,7 +351,7 @@ class Prepare:
 
     grammar: int  # the number that Admit calls it by
     text: str  # as in Submit
-    forget: Ints  # numbers of grammars
+    forget: Longs  # numbers of grammars
 
 
 @message(10)

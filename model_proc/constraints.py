@@ -148,6 +148,8 @@ class Constraints:
         if admit.grammar < 0 and not sampling.allowed_ids and not sampling.bad_ids:
             return
         matcher = self.grammars.matcher(admit.grammar) if admit.grammar >= 0 else None
+        if admit.grammar >= 0 and matcher is None:
+            return  # nobody waits for it any more
         output = admit.token_ids[admit.output_start :]
         self._of_slot[admit.slot] = Constraint(sampling, matcher, output, self._everything, self._eos_token_ids)
         admit.sampling = replace(sampling, min_tokens=0)

@@ -39,9 +39,13 @@ class Grammars:
         """Have a grammar compiled; `answer` is called by the thread that does so."""
         self._work.put((message, answer, self._matchers))
 
-    def matcher(self, number: int) -> LLMatcher:
-        """A matcher at the beginning of an output. Raises KeyError unless the grammar is prepared."""
-        return self._matchers[number].deep_copy()
+    def matcher(self, number: int) -> LLMatcher | None:
+        """A matcher at the beginning of an output; None when the grammar is not there.
+
+        That happens to a sequence alone that was over before its plan was launched: its grammar may be forgotten then.
+        """
+        matcher = self._matchers.get(number)
+        return None if matcher is None else matcher.deep_copy()
 
     def reset(self) -> None:
         """Forget all grammars, and those that are still to be compiled: another scheduler has numbers of its own."""

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable
 from hashlib import blake2b
 
-from ipc.codec import Ids
+from ipc.codec import Ids, decode, encode
 from ipc.messages import Admit, Logprobs, Output, Plan, Prepare, Result, RunnerReady, Sampling, Submit, Tokens
 
 VOCAB_SIZE = 11
@@ -52,6 +52,7 @@ class FakeRunner:
         self.grammars: set[int] = set()
 
     def prepare(self, message: Prepare) -> None:
+        _, message = decode(encode(message, epoch=1))
         self.grammars -= set(message.forget)
         if message.text != "bad":
             self.grammars.add(message.grammar)

@@ -58,7 +58,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             | ({"max_long_partial_prefills": long_partials} if chunked and long else {})
         )  # fmt: skip
         self.scheduler = Scheduler(ready, section(SchedulerConfig, options))
-        self.scheduler.grammars = Grammars(max_idle=1)
+        self.scheduler.grammars = Grammars(max_idle=1, first_number=1 << 40)
         self.runner = FakeRunner(ready)
         self.client = Client()
         self.depth = depth
