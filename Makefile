@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: install serve chat test lint bench-baseline bench-smoke bench-cache-miss bench-cache-hit bench-mixed-prompt \
-        bench-control-plane simulate compare-policies
+SCENARIOS := smoke baseline-no-batching dynamic-default cache-miss cache-hit mixed-prompt block-pressure bursty multi-turn
+
+.PHONY: install serve chat test lint bench-baseline $(SCENARIOS:%=bench-%) bench-control-plane simulate compare-policies
 
 install: $(VENV)/.installed
 
@@ -36,7 +37,7 @@ bench-baseline: install
 	$(BIN)/python -m benchmark.serving --launch --concurrencies 1,8,16 --num-requests 0 \
 		--input-len 140 --output-len 64 $(ARGS)
 
-bench-smoke bench-cache-miss bench-cache-hit bench-mixed-prompt: install
+$(SCENARIOS:%=bench-%): install
 	$(BIN)/python -m benchmark.scenarios --scenario $(subst -,_,$(@:bench-%=%)) $(ARGS)
 
 bench-control-plane: install

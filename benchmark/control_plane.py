@@ -33,7 +33,7 @@ from rich.table import Table
 
 from benchmark import scheduler_step
 from benchmark.client import Client, Measured
-from benchmark.report import write_json
+from benchmark.report import wide_console, write_json
 from benchmark.ring_costs import codec_us, hop_us
 from benchmark.server import Server, ServerError
 from benchmark.server_figures import NoFiguresError, cores_used, progress, snapshot
@@ -174,13 +174,13 @@ def show(console: Console, figures: dict[str, Any]) -> None:
     console.print(table)
 
     table = Table(title="CPU microseconds a token (and share of a core)", title_justify="left")
-    table.add_column("process")
+    processes = list(levels[0]["cpu_us_a_token"])
+    for column in ("streams", "pace", *processes, "all"):
+        table.add_column(column, justify="right")
     for level in levels:
-        table.add_column(f"{level['streams']}, {_pace(level)}", justify="right")
-    for name in levels[0]["cpu_us_a_token"]:
-        cells = [f"{level['cpu_us_a_token'][name]:.2f} ({level['cores'][name]:.2f})" for level in levels]
-        table.add_row(name, *cells)
-    table.add_row("all", *(f"{sum(level['cpu_us_a_token'].values()):.1f}" for level in levels))
+        costs = level["cpu_us_a_token"]
+        cells = [f"{costs[name]:.1f} ({level['cores'][name]:.2f})" for name in processes]
+        table.add_row(str(level["streams"]), _pace(level), *cells, f"{sum(costs.values()):.1f}")
     console.print(table)
 
     table = Table(title="microseconds a step, by sequences in it", title_justify="left")
@@ -218,7 +218,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ServerError, NoFiguresError) as error:
         print(f"benchmark.control_plane: {error}", file=sys.stderr)
         return 2
-    show(Console(), figures)
+    show(wide_console(), figures)
     if args.json:
         write_json(args.json, figures)
     return 0

@@ -23,6 +23,7 @@ from benchmark.summary import ClientFigures, Spread, summarize
 
 # A client that is this busy measures itself.
 BUSY_CLIENT_CORES = 0.8
+WIDE_COLUMNS = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +181,11 @@ def _mean_ms(spread: Spread | None) -> float | None:
 
 def _p99_ms(spread: Spread | None) -> float | None:
     return None if spread is None else round(1000 * spread.p99, 2)
+
+
+def wide_console() -> Console:
+    """For tables of many columns: a terminal that is too narrow breaks lines, but loses no figure."""
+    return Console(width=max(Console().width, WIDE_COLUMNS))
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -15,8 +15,10 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -27,7 +29,7 @@ from benchmark.compare_live import NothingToCompareError, compare, show_comparis
 from benchmark.experiment import Experiment, add_arguments, experiment
 from benchmark.overheads import DEFAULT, Overheads, OverheadsError, load_overheads, save_overheads
 from benchmark.plot import NoPlotError, check_matplotlib, draw
-from benchmark.report import row, show, write, write_csv, write_json, write_markdown
+from benchmark.report import row, show, wide_console, write, write_csv, write_json, write_markdown
 from benchmark.server import ServerError
 from benchmark.server_figures import NoFiguresError
 from benchmark.simulation import simulate
@@ -70,12 +72,7 @@ def run_sweep(console: Console, asked: Experiment, overheads: Overheads, args: a
     tried = Sweep(args.policies, args.prefill_orders, args.budgets, args.step_seqs, args.rates, args.lanes)
     found = list(sweep(asked, tried, overheads))
     rows = [row(shown) for shown in found]
-    table = Table(title=f"{asked.scenario.name}, simulated; 0 is no limit, rate 0 a closed loop", title_justify="left")
-    for name in SHOWN:
-        table.add_column(name, justify="right")
-    for one in rows:
-        table.add_row(*("" if one[name] is None else str(one[name]) for name in SHOWN))
-    console.print(table)
+    _show_sweep(console, f"{asked.scenario.name}, simulated; 0 is no limit, rate 0 a closed loop", rows)
     if args.json:
         write_json(args.json, [asdict(shown) for shown in found])
     if args.csv:
@@ -83,6 +80,22 @@ def run_sweep(console: Console, asked: Experiment, overheads: Overheads, args: a
     if args.markdown:
         write_markdown(args.markdown, rows)
     return 0
+
+
+def _show_sweep(console: Console, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table of the columns that are not the same in all rows, and a line of those that are."""
+    cells = {name: ["" if one[name] is None else str(one[name]) for one in rows] for name in SHOWN}
+    same = {name: values[0] for name, values in cells.items() if len(rows) > 1 and len(set(values)) == 1}
+    table = Table(title=title, title_justify="left")
+    varied = [name for name in SHOWN if name not in same]
+    for name in varied:
+        # Headers wrap between words, so that figures need not.
+        table.add_column(name.replace("_", " "), justify="right", min_width=max(map(len, cells[name])))
+    for values in zip(*(cells[name] for name in varied), strict=True):
+        table.add_row(*values)
+    console.print(table)
+    if same:
+        console.print("the same in all: " + ", ".join(f"{name} {value}" for name, value in same.items()))
 
 
 def run_comparison(console: Console, asked: Experiment, overheads: Overheads, args: argparse.Namespace) -> int:
@@ -117,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--runs needs --compare-live, and a number that is not negative")
     if args.plot and (args.sweep or args.compare_live):
         parser.error("--plot draws one run: leave out --sweep and --compare-live")
-    console = Console()
+    console = wide_console() if args.sweep else Console()
     try:
         if args.calibrate:
             overheads, about = calibrate()
