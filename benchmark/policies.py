@@ -31,7 +31,10 @@ from ipc.option_table import POLICIES
 from ipc.options import OptionError, from_command_line
 from scheduler_proc.policies import PolicyError
 
-LAUNCH = ("--model=mock", "--mock-profile=gpu", "--max-num-seqs=32", "--max-num-queued-reqs=100000")
+LAUNCH = (
+    "--model=mock", "--mock-profile=gpu", "--max-num-seqs=32", "--max-num-queued-reqs=100000",
+    "--max-num-queued-tokens=1000000000",
+)  # fmt: skip
 
 
 def run(workload: Workload, policy: str, seed: int, launch: Sequence[str], overheads: Overheads) -> dict[str, Any]:
