@@ -14,7 +14,8 @@ import pydantic
 import pytest
 
 from benchmark.server import Server
-from tests.e2e.conftest import async_client, client, wait_until_idle
+from scheduler_proc.grammars import MAX_IDLE
+from tests.e2e.conftest import async_client, client, scheduler_stats, wait_until_idle
 
 ASK: Any = [{"role": "user", "content": "Invent a person."}]
 
@@ -110,6 +111,20 @@ async def test_structured_requests_among_free_ones_and_aborts(real_server: Serve
     for text in mixed[1::2]:
         jsonschema.validate(json.loads(text), schema)
     wait_until_idle(real_server)
+
+
+@pytest.mark.asyncio
+async def test_more_grammars_than_are_kept(real_server: Server) -> None:
+    async def only(text: str) -> str:
+        structured = {"structured_outputs": {"choice": [text]}}
+        answer = await api.completions.create(model="smol", prompt="x", max_tokens=8, extra_body=structured)
+        return answer.choices[0].text
+
+    texts = [f"n{number}" for number in range(MAX_IDLE + 16)]
+    async with async_client(real_server) as api:
+        for _ in range(2):  # the second time some are there, and some are compiled again
+            assert await asyncio.gather(*map(only, texts)) == texts
+    assert scheduler_stats(real_server)["grammars"] <= MAX_IDLE + len(texts)
 
 
 def test_bad_words_and_allowed_tokens(real_server: Server) -> None:
