@@ -126,4 +126,6 @@ class Sequence:
 def _for_choice(sampling: Sampling, choice: int) -> Sampling:
     """The sampling of one choice: each has its own seed, kept to 64 bits with a sign; the first reads the prompt."""
     seed = (sampling.seed + choice + 2**63) % 2**64 - 2**63
-    return replace(sampling, seed=seed, prompt_logprobs=sampling.prompt_logprobs if choice == 0 else -1)
+    if choice == 0:
+        return replace(sampling, seed=seed)
+    return replace(sampling, seed=seed, prompt_logprobs=-1, pooling="")

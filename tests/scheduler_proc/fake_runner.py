@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from hashlib import blake2b
 
 from ipc.codec import Ids, decode, encode
-from ipc.messages import Admit, Logprobs, Output, Plan, Prepare, Result, RunnerReady, Sampling, Submit, Tokens
+from ipc.messages import Admit, Logprobs, Output, Plan, Prepare, Reading, Result, RunnerReady, Sampling, Submit, Tokens
 
 VOCAB_SIZE = 11
 EOS = 0
@@ -87,6 +87,9 @@ class FakeRunner:
         assert next(new_blocks, None) is None
         for slot in sampling:
             self._sample(slot, result, slot in failed_slots)
+        for slot, count in zip(plan.slots, plan.num_tokens, strict=True):
+            if slot not in failed_slots:
+                self._read(slot, count, result)
         if ran_out:
             result.out_of_memory = True
             return result
@@ -103,7 +106,22 @@ class FakeRunner:
             self.memory[self._row(slot, position)] = -2 if spoiled else tokens[position]
         self.computed[slot] += count
         assert self.computed[slot] <= len(tokens), "a sequence is planned past its tokens"
-        return [slot] if self.computed[slot] == len(tokens) else []
+        is_end = self.computed[slot] == len(tokens) and not self.slots[slot].sampling.prompt_only
+        return [slot] if is_end else []
+
+    def _read(self, slot: int, count: int, result: Result) -> None:
+        """What the step's tokens, which are computed by now, tell of the prompt."""
+        admit = self.slots[slot]
+        prompt = admit.token_ids[: admit.output_start]
+        end = self.computed[slot]
+        if admit.sampling.pooling and end - count < len(prompt) <= end:
+            result.readings.append(Reading(admit.rid, len(prompt), Logprobs(), [float(sum(prompt))]))
+        if admit.sampling.prompt_logprobs >= 0:
+            start = end - count + (end > count)
+            ids = prompt[start : end + 1]
+            if ids:
+                rows = Logprobs(counts=[1] * len(ids), ids=ids, values=[0.0] * len(ids), pieces=[])
+                result.readings.append(Reading(admit.rid, start, rows, []))
 
     def _sample(self, slot: int, result: Result, failed: bool) -> None:
         tokens = self.tokens[slot]
@@ -129,6 +147,8 @@ class Client:
         self.logprobs: dict[int, list[list[int]]] = {}
         self.cached: dict[int, int] = {}
         self.reason: dict[int, int] = {}
+        self.read: dict[int, list[int]] = {}  # the tokens of the prompt whose log-probabilities came
+        self.embedding: dict[int, list[float]] = {}
 
     def take(self, messages: list[Tokens]) -> None:
         for message in messages:
@@ -137,6 +157,13 @@ class Client:
                 self.output[head.rid] = []
                 self.logprobs[head.rid] = []
                 self.cached[head.rid] = head.cached_tokens
+            for reading in message.readings:
+                assert reading.rid in self.output, "a reading without a head"
+                assert reading.rid not in self.reason, "a reading after the end"
+                read = self.read.setdefault(reading.rid, [])
+                assert reading.start == len(read) or not reading.logprobs.counts, "a position twice, or one left out"
+                read += reading.logprobs.ids
+                self.embedding.setdefault(reading.rid, []).extend(reading.embedding)
             rows = _rows(message.logprobs, len(message.rids))
             for rid, token, row in zip(message.rids, message.token_ids, rows, strict=True):
                 assert rid not in self.reason, "a token after the end"

@@ -66,6 +66,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.next_rid = 0
         self.expected: dict[int, list[int]] = {}
         self.stopped: set[int] = set()
+        self.asked: dict[int, tuple[list[int], str]] = {}  # the prompts that are read, by their first choice
 
     @rule(
         target=rids,
@@ -79,17 +80,24 @@ class SchedulerMachine(RuleBasedStateMachine):
         tenant=st.sampled_from(["", "a", "b"]),
         timeout=st.sampled_from([0, 0, 0, 30]),
         grammar=st.sampled_from(["", "", "one", "two", "bad"]),
+        wants=st.sampled_from(["", "", "logprobs", "only logprobs", "embedding"]),
     )
     def send(
         self, prefix: int, rest: list[int], max_tokens: int, n: int, ignore_eos: bool, salt: str,
-        priority: int = 0, tenant: str = "", timeout: int = 0, grammar: str = "",
+        priority: int = 0, tenant: str = "", timeout: int = 0, grammar: str = "", wants: str = "",
     ) -> int:  # fmt: skip
         ignore_eos = ignore_eos and not grammar  # the end of a grammar is one
+        alone = wants in ("only logprobs", "embedding")
         prompt = [5] * prefix + rest
         rid, self.next_rid = self.next_rid, self.next_rid + n
         for choice in range(n):
-            self.expected[rid + choice] = generate(prompt, max_tokens, ignore_eos)
-        message = submit(rid, prompt, max_tokens, n, salt, ignore_eos=ignore_eos)
+            self.expected[rid + choice] = [] if alone else generate(prompt, max_tokens, ignore_eos)
+        if wants:
+            self.asked[rid] = (prompt, wants)
+        message = submit(
+            rid, prompt, 0 if alone else max_tokens, n, salt, ignore_eos=ignore_eos, prompt_only=alone,
+            prompt_logprobs=0 if "logprobs" in wants else -1, pooling="last" if wants == "embedding" else "",
+        )  # fmt: skip
         message.priority, message.tenant = priority, tenant
         message.deadline_ns = self.now + timeout if timeout else 0
         message.grammar = grammar
@@ -191,6 +199,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             elif reason in (STOP, LENGTH):
                 assert self.client.output[rid] == self.expected[rid]
                 assert reason == LENGTH or self.expected[rid][-1] == EOS, "only an end of sequence stops"
+                prompt, wants = self.asked.get(rid, ([], ""))
+                assert self.client.read.get(rid, []) == (prompt if "logprobs" in wants else [])
+                assert self.client.embedding.get(rid, []) == ([sum(prompt)] if wants == "embedding" else [])
             else:
                 assert reason in (ABORT, ERROR, TIMEOUT)
 
@@ -212,7 +223,14 @@ def test_a_thousand_random_events_in_one_life(seed: int) -> None:
         rest = [rng.randint(1, 3) for _ in range(rng.randint(1, 12))]
         prefix, salt = rng.choice([0, 4, 8, 12]), rng.choice(["", "other"])
         rid: Any = machine.send(
-            prefix, rest, rng.randint(1, 14), rng.randint(1, 3), rng.random() < 0.5, salt, grammar=grammar
+            prefix,
+            rest,
+            rng.randint(1, 14),
+            rng.randint(1, 3),
+            rng.random() < 0.5,
+            salt,
+            grammar=grammar,
+            wants=rng.choice(["", "", "logprobs", "logprobs", "embedding"]),
         )
         rids.append(rid)
 
