@@ -142,6 +142,8 @@ class LLM:
 
     def __init__(self, model: str = "smollm2-135m", **options: Any) -> None:
         self._closed = False
+        if options.get("restart_limit"):
+            raise ValueError("restart_limit: an LLM is not restarted, its caller is told of the loss; use 0")
         self._options = complete({**LIKE_A_CALLER, "model": model, **options, "restart_limit": 0})
         processes = [name for name in PACKAGES if name != "gateway"]
         self._supervisor = Supervisor(self._options, processes)

@@ -12,6 +12,7 @@ import pytest
 from ipc.config import RingConfig, SchedulerConfig, section
 from ipc.messages import Beat
 from ipc.options import complete
+from quintet import LLM
 from supervision import child as child_module
 from supervision.child import HEALTHY_S, SILENCE_S, Child, how_it_ended
 
@@ -108,3 +109,8 @@ def test_losses_in_a_row_are_counted_and_delay_the_restart() -> None:
     child.on_ready(1020.0)
     child.lose(1020.1 + HEALTHY_S)
     assert child.losses == 1
+
+
+def test_the_offline_api_does_not_pretend_to_restart() -> None:
+    with pytest.raises(ValueError, match="restart_limit"):
+        LLM("mock", restart_limit=3)
