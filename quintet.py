@@ -27,19 +27,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ipc.codec import Ids, WireError, decode, encode
-from ipc.messages import (
-    REASON_NAMES,
-    Abort,
-    Generate,
-    Loading,
-    ModelFiles,
-    Output,
-    RingState,
-    Sampling,
-    Tail,
-    Text,
-    first_rid,
-)
+from ipc.control_messages import Loading, ModelFiles, RingState
+from ipc.messages import REASON_NAMES, Abort, Generate, Output, Sampling, Tail, Text
+from ipc.names import first_rid
 from ipc.options import complete
 from ipc.sockets import Inbox, Outbox
 from ipc.structured import KINDS, grammar_part

@@ -47,7 +47,7 @@ from gateway.metrics.collect import collect
 from gateway.metrics.page import OneFamily, families
 from gateway.metrics.requests import RequestMetrics
 from gateway.ring import RingView
-from ipc.messages import ModelFiles
+from ipc.control_messages import ModelFiles
 from ipc.spans import TEXT, Spans
 
 FLAT_OUT_STREAMS, FLAT_OUT_TOKENS = 64, 100

@@ -19,7 +19,8 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from ipc.config import ModelConfig
-from ipc.messages import Plan, Prepare, Prepared, Result, RunnerReady
+from ipc.control_messages import RunnerReady
+from ipc.messages import Plan, Prepare, Prepared, Result
 from ipc.process import Process, run
 from model_proc.main import execute, open_runner
 

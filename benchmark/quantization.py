@@ -28,7 +28,8 @@ from benchmark.accuracy.texts import TEXTS
 from benchmark.report import write_json
 from ipc.codec import Ids
 from ipc.config import ModelConfig, section
-from ipc.messages import Admit, ModelFiles, Plan, RunnerReady, Sampling
+from ipc.control_messages import ModelFiles, RunnerReady
+from ipc.messages import Admit, Plan, Sampling
 from ipc.options import complete
 from model_proc.describe import describe
 from model_proc.files.checkpoint import default_cache_dir, resolve

@@ -21,7 +21,8 @@ import zmq
 
 from benchmark.server_figures import cpu_seconds
 from ipc.codec import Ids, decode, encode
-from ipc.messages import Abort, Plan, Result, Shutdown, Text, Tokens
+from ipc.control_messages import Shutdown
+from ipc.messages import Abort, Plan, Result, Text, Tokens
 from ipc.sockets import Inbox, Outbox
 
 EPOCH = 1

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from ipc.codec import Ids
 from ipc.config import SchedulerConfig, section
-from ipc.messages import Output, Plan, Result, RunnerReady, Sampling, Submit
+from ipc.control_messages import RunnerReady
+from ipc.messages import Output, Plan, Result, Sampling, Submit
 from ipc.options import complete
 from scheduler_proc.scheduler import Scheduler
 

@@ -36,7 +36,7 @@ from rich.table import Table
 
 from benchmark.client import Client
 from benchmark.report import write_json
-from ipc.messages import Loading, ModelFiles, Ready, RingState
+from ipc.control_messages import Loading, ModelFiles, Ready, RingState
 from ipc.options import OptionError, from_command_line
 from supervision.child import PACKAGES
 from supervision.supervisor import Supervisor

@@ -8,7 +8,9 @@ from typing import Any
 
 from detok_proc.detokenizer import Detokenizer
 from detok_proc.vocabulary import load_vocabulary
-from ipc.messages import Held, Lost, ModelFiles, StopHit, Tokens, gateway_name
+from ipc.control_messages import Held, Lost, ModelFiles
+from ipc.messages import StopHit, Tokens
+from ipc.names import gateway_name
 from ipc.process import Process
 from ipc.spans import DETOKENIZE
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from array import array
 
 from detok_proc.sequence import Sequence
-from ipc.messages import Head, Logprobs, Reading, Tail, Text, gateway_of
+from ipc.messages import Head, Logprobs, Reading, Tail, Text
+from ipc.names import gateway_of
 
 
 class Outgoing:

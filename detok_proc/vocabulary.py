@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders
 
 from detok_proc.decoder import ByteDecoder, ContextDecoder, Decoder
 from ipc import mock_vocabulary
-from ipc.messages import ModelFiles
+from ipc.control_messages import ModelFiles
 from ipc.process import FatalError
 
 # The printable stand-ins of GPT-2's byte-level vocabularies: most Latin-1 characters stand for their own byte, and

@@ -14,7 +14,7 @@ from aiohttp import web
 from gateway.json_response import json_response
 from gateway.ring import RingView
 from ipc.config import GatewayConfig
-from ipc.messages import ModelFiles
+from ipc.control_messages import ModelFiles
 
 SECRETS = ("api_key", "api_key_file", "ssl_keyfile")
 

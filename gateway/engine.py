@@ -22,20 +22,9 @@ from gateway.observer import Observer
 from gateway.request import Job
 from gateway.streams import Sequence, Stream
 from ipc.codec import Ids, Map
-from ipc.messages import (
-    Abort,
-    Detokenize,
-    FlushCache,
-    Held,
-    Inspect,
-    LookUp,
-    Lost,
-    Report,
-    Text,
-    Tokenize,
-    Watch,
-    room_of,
-)
+from ipc.control_messages import Held, Lost
+from ipc.messages import Abort, Detokenize, FlushCache, Inspect, LookUp, Report, Text, Tokenize, Watch
+from ipc.names import room_of
 
 # The scheduler ends a request at its deadline. A request that it has not got by then, or whose end does not come back,
 # is ended here after this time more.

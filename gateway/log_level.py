@@ -12,7 +12,7 @@ from gateway.json_response import json_response
 from gateway.ring import RingView
 from gateway.schema import Schema
 from gateway.schemas import parse
-from ipc.messages import SetLogLevel
+from ipc.control_messages import SetLogLevel
 
 MAX_BODY_BYTES = 64 << 10
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipc.messages import Held, Lost
+from ipc.control_messages import Held, Lost
 
 
 class Losses:

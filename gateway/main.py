@@ -26,16 +26,14 @@ from gateway.tls import server_context
 from gateway.tracing import RequestTracer
 from ipc import faults
 from ipc import log as process_log
-from ipc.messages import (
+from ipc.control_messages import (
     Beat,
     Drain,
     Drained,
     Held,
     Loading,
-    LookUp,
     Lost,
     ModelFiles,
-    Report,
     RingState,
     SetLogLevel,
     Shutdown,
@@ -43,10 +41,9 @@ from ipc.messages import (
     StartProfile,
     StepLimit,
     StopProfile,
-    Text,
-    first_rid,
-    number_of,
 )
+from ipc.messages import LookUp, Report, Text
+from ipc.names import first_rid, number_of
 from ipc.process import FatalError, Process
 from ipc.sockets import AsyncInbox
 from ipc.spans import TEXT

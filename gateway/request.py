@@ -30,7 +30,8 @@ from gateway.tool_grammar import Calls, calls_of
 from gateway.tool_schemas import Tool, check_tool_choice, check_tools
 from ipc.codec import INT64_MAX, Ids
 from ipc.config import GatewayConfig
-from ipc.messages import Generate, ModelFiles, Output, Sampling
+from ipc.control_messages import ModelFiles
+from ipc.messages import Generate, Output, Sampling
 
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default for text completions; a chat may fill the context
 MAX_BIAS = 100.0

@@ -8,7 +8,8 @@ from typing import Any
 
 from gateway.errors import SHOWN_NAME_CHARS, ApiError, shorten
 from gateway.metrics.ledger import Ledger
-from ipc.messages import Beat, Loading, ModelFiles, RingState, room_of
+from ipc.control_messages import Beat, Loading, ModelFiles, RingState
+from ipc.names import room_of
 
 # About how long a start takes.
 MODEL_START_S = 5.0

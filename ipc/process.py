@@ -24,8 +24,9 @@ import zmq
 from ipc import faults
 from ipc import log as process_log
 from ipc.config import RingConfig, section
+from ipc.control_messages import Beat, Fatal, Lost, Ready, SetLogLevel, Shutdown, StartProfile, StopProfile
 from ipc.gauges import Gauges
-from ipc.messages import Beat, Fatal, Lost, Ready, SetLogLevel, Shutdown, StartProfile, StopProfile, room_of
+from ipc.names import room_of
 from ipc.profiling import Profiled
 from ipc.sockets import Inbox, Outbox
 

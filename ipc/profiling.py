@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from ipc.messages import SpanChunk, StartProfile, StepLimit, StopProfile
+from ipc.control_messages import SpanChunk, StartProfile, StepLimit, StopProfile
 from ipc.sockets import Outbox
 from ipc.spans import Recording, Spans
 

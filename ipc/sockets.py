@@ -20,7 +20,7 @@ import zmq
 
 from ipc import faults
 from ipc.codec import WireError, decode, encode
-from ipc.messages import Lost
+from ipc.control_messages import Lost
 
 # One wake-up hands on at most this many messages, so that a flood cannot keep a process from its step.
 RECEIVE_LIMIT = 1024

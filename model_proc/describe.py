@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ipc.config import ModelConfig
-from ipc.messages import ModelFiles
+from ipc.control_messages import ModelFiles
 from model_proc.files.checkpoint import generation_defaults, read_config
 from model_proc.files.model_files import LocalModel, ModelFilesError
 

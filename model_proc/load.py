@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ipc.config import ModelConfig
-from ipc.messages import ModelFiles
+from ipc.control_messages import ModelFiles
 from ipc.process import FatalError
 from model_proc.attention.cpu_paged import CpuAttention
 from model_proc.attention.paged import AttentionBackend, KVCache, LayerShape

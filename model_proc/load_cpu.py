@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ipc.config import ModelConfig
-from ipc.messages import ModelFiles
+from ipc.control_messages import ModelFiles
 from ipc.process import FatalError
 from model_proc.attention import cpu_paged
 from model_proc.attention.cpu_paged import CpuAttention

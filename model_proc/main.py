@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ipc import faults
-from ipc.messages import Loading, Lost, Plan, Prepare, Prepared, RunnerReady, number_of
+from ipc.control_messages import Loading, Lost, RunnerReady
+from ipc.messages import Plan, Prepare, Prepared
+from ipc.names import number_of
 from ipc.process import FatalError, Process
 from ipc.spans import COLLECT, LAUNCH, STEP
 from model_proc.describe import describe

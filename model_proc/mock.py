@@ -14,7 +14,8 @@ from collections.abc import Callable
 from ipc import faults
 from ipc.codec import Ids
 from ipc.config import ModelConfig
-from ipc.messages import Admit, Logprobs, ModelFiles, Plan, Prepare, Prepared, Result, RunnerReady
+from ipc.control_messages import ModelFiles, RunnerReady
+from ipc.messages import Admit, Logprobs, Plan, Prepare, Prepared, Result
 from ipc.mock_vocabulary import EOS_ID, MAX_MODEL_LEN, SILENT_ID, VOCAB_SIZE, answer_id
 from model_proc.mock_cost import Work, load_profile
 

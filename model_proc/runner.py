@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from ipc.messages import Plan, Prepare, Prepared, Result, RunnerReady
+from ipc.control_messages import RunnerReady
+from ipc.messages import Plan, Prepare, Prepared, Result
 
 
 class Runner(Protocol):

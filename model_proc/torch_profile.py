@@ -17,7 +17,7 @@ import orjson
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from ipc.messages import StartProfile
+from ipc.control_messages import StartProfile
 
 MARK = "quintet: clock"
 NUM_MARKS = 8  # the first one is slow

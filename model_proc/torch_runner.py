@@ -18,7 +18,8 @@ from torch import Tensor
 from ipc import faults
 from ipc.codec import Ids
 from ipc.config import ModelConfig
-from ipc.messages import Admit, Logprobs, ModelFiles, Plan, Prepare, Result, RunnerReady, Sampling
+from ipc.control_messages import ModelFiles, RunnerReady
+from ipc.messages import Admit, Logprobs, Plan, Prepare, Result, Sampling
 from ipc.process import FatalError
 from model_proc.batch import StepInputs
 from model_proc.constraints import Constraint, Constraints

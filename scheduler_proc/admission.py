@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ipc.config import SchedulerConfig
-from ipc.messages import Refusal, RunnerReady, Submit
+from ipc.control_messages import RunnerReady
+from ipc.messages import Refusal, Submit
 from scheduler_proc.drain_rate import DrainRate
 from scheduler_proc.tally import Tally
 

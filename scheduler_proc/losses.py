@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ipc.messages import EPOCH_MASK, Lost, Refusal, Submit, epoch_of, gateway_name, gateway_of, room_of
+from ipc.control_messages import Lost
+from ipc.messages import Refusal, Submit
+from ipc.names import EPOCH_MASK, epoch_of, gateway_name, gateway_of, room_of
 from scheduler_proc.sequence import Sequence
 
 

@@ -8,27 +8,9 @@ from contextlib import ExitStack
 from typing import Any
 
 from ipc.config import SchedulerConfig
-from ipc.messages import (
-    EPOCH_MASK,
-    Abort,
-    FlushCache,
-    Held,
-    Inspect,
-    Lost,
-    Plan,
-    Prepared,
-    Report,
-    Result,
-    RunnerReady,
-    StopHit,
-    Submit,
-    Watch,
-    epoch_of,
-    gateway_name,
-    gateway_of,
-    model_name,
-    room_of,
-)
+from ipc.control_messages import Held, Lost, RunnerReady
+from ipc.messages import Abort, FlushCache, Inspect, Plan, Prepared, Report, Result, StopHit, Submit, Watch
+from ipc.names import EPOCH_MASK, epoch_of, gateway_name, gateway_of, model_name, room_of
 from ipc.process import FatalError, Process
 from ipc.spans import ADMIT, PLAN, RESULT, SEND, SUBMIT
 from scheduler_proc import losses

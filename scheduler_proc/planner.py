@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from operator import attrgetter
 
 from ipc.config import SchedulerConfig
-from ipc.messages import Admit, RunnerReady
+from ipc.control_messages import RunnerReady
+from ipc.messages import Admit
 from scheduler_proc.life_cycle import Event, State
 from scheduler_proc.life_log import LifeLog
 from scheduler_proc.residents import Residents

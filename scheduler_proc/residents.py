@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from operator import attrgetter
 
-from ipc.messages import RunnerReady
+from ipc.control_messages import RunnerReady
 from scheduler_proc.blocks import BlockPool, extend_hashes
 from scheduler_proc.sequence import Sequence
 

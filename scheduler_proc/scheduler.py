@@ -19,21 +19,8 @@ from typing import Any
 
 from ipc.codec import Ids
 from ipc.config import SchedulerConfig
-from ipc.messages import (
-    ABORT,
-    ERROR,
-    LENGTH,
-    STOP,
-    TIMEOUT,
-    Plan,
-    Prepared,
-    Reading,
-    Refusal,
-    Result,
-    RunnerReady,
-    Submit,
-    Tokens,
-)
+from ipc.control_messages import RunnerReady
+from ipc.messages import ABORT, ERROR, LENGTH, STOP, TIMEOUT, Plan, Prepared, Reading, Refusal, Result, Submit, Tokens
 from scheduler_proc.admission import Admission
 from scheduler_proc.grammars import Grammars
 from scheduler_proc.life_cycle import END_OF_REASON, Event, State

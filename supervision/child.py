@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ipc.config import RingConfig
-from ipc.messages import Beat, room_of
+from ipc.control_messages import Beat
+from ipc.names import room_of
 
 HOME = Path(__file__).resolve().parent.parent
 PACKAGES = {

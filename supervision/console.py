@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from ipc.messages import Loading, ModelFiles, Ready, RingState
+from ipc.control_messages import Loading, ModelFiles, Ready, RingState
 
 log = logging.getLogger("supervisor")
 

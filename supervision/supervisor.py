@@ -21,7 +21,7 @@ import zmq
 
 from ipc import log as process_log
 from ipc.config import SECTIONS, RingConfig, section
-from ipc.messages import (
+from ipc.control_messages import (
     Beat,
     Drain,
     Drained,
@@ -33,9 +33,8 @@ from ipc.messages import (
     RingState,
     SetLogLevel,
     Shutdown,
-    model_name,
-    room_of,
 )
+from ipc.names import model_name, room_of
 from ipc.process import EXIT_FATAL
 from ipc.sockets import Inbox, Outbox
 from supervision.child import Child, how_it_ended

@@ -8,7 +8,8 @@ from typing import Any
 
 from ipc.codec import Ids
 from ipc.config import SchedulerConfig, section
-from ipc.messages import Logprobs, Output, Prepared, Refusal, RunnerReady, Sampling, Submit
+from ipc.control_messages import RunnerReady
+from ipc.messages import Logprobs, Output, Prepared, Refusal, Sampling, Submit
 from ipc.options import complete
 from model_proc.runner import Runner
 from scheduler_proc.scheduler import Scheduler

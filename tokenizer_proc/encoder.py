@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from ipc import mock_vocabulary
 from ipc.codec import Ids
-from ipc.messages import ModelFiles
+from ipc.control_messages import ModelFiles
 from ipc.process import FatalError
 from tokenizer_proc.errors import RequestError
 from tokenizer_proc.special_text import SpecialText

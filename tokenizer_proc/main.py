@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ipc.messages import Generate, ModelFiles
+from ipc.control_messages import ModelFiles
+from ipc.messages import Generate
 from ipc.process import Process
 from ipc.spans import TOKENIZE, Spans
 from tokenizer_proc.encoder import load_encoder

@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import TemplateSyntaxError
 
-from ipc.messages import ModelFiles
+from ipc.control_messages import ModelFiles
 from ipc.process import FatalError
 from tokenizer_proc.chat_template import MOCK_TEMPLATE, ChatTemplate, NoTemplate, Template
 

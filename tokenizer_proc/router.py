@@ -6,7 +6,9 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from ipc.messages import Abort, Detokenize, Generate, LookUp, Lost, Submit, Tokenize, gateway_name, gateway_of
+from ipc.control_messages import Lost
+from ipc.messages import Abort, Detokenize, Generate, LookUp, Submit, Tokenize
+from ipc.names import gateway_name, gateway_of
 from tokenizer_proc.preparer import Answer, Question
 
 # What is shorter is answered at once: handing it to a thread and back takes longer (about 100 µs). A chat never is,

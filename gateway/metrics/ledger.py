@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ipc.messages import Beat
+from ipc.control_messages import Beat
 
 
 class Ledger:

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from ipc.messages import SpanChunk
+from ipc.control_messages import SpanChunk
 from ipc.spans import Row
 
 

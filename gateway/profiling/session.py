@@ -18,7 +18,7 @@ from gateway.observer import Observer
 from gateway.profiling.parts import Part
 from gateway.profiling.trace import trace_events
 from gateway.ring import RingView
-from ipc.messages import SpanChunk, StartProfile, StopProfile
+from ipc.control_messages import SpanChunk, StartProfile, StopProfile
 from ipc.process import Process
 from ipc.profiling import chunks
 from ipc.spans import Recording

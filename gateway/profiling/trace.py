@@ -12,7 +12,7 @@ from dataclasses import fields
 from typing import Any
 
 from gateway.profiling.parts import Part, Recorded
-from ipc.messages import number_of
+from ipc.names import number_of
 from ipc.spans import (
     ADMIT,
     COLLECT,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.startup import Start, evict, main
-from ipc.messages import Loading, Ready, RingState
+from ipc.control_messages import Loading, Ready, RingState
 
 
 def test_phases_last_until_the_next_one() -> None:

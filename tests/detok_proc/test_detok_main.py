@@ -13,21 +13,9 @@ from detok_proc.main import serve
 from ipc import mock_vocabulary
 from ipc.codec import Ids
 from ipc.config import DetokenizerConfig, RingConfig
-from ipc.messages import (
-    RID_BITS,
-    STOP,
-    Head,
-    Held,
-    Lost,
-    ModelFiles,
-    Output,
-    Ready,
-    Shutdown,
-    StopHit,
-    Tail,
-    Text,
-    Tokens,
-)
+from ipc.control_messages import Held, Lost, ModelFiles, Ready, Shutdown
+from ipc.messages import STOP, Head, Output, StopHit, Tail, Text, Tokens
+from ipc.names import RID_BITS
 from ipc.process import Process
 from ipc.sockets import Inbox, Outbox
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from detok_proc.vocabulary import MockVocabulary, TokenizerVocabulary, load_vocabulary
 from ipc import mock_vocabulary
-from ipc.messages import ModelFiles
+from ipc.control_messages import ModelFiles
 from ipc.process import FatalError
 
 

@@ -17,21 +17,8 @@ from detok_proc.sequence import Sequence
 from detok_proc.vocabulary import MockVocabulary, TokenizerVocabulary
 from ipc import mock_vocabulary
 from ipc.codec import Ids
-from ipc.messages import (
-    ABORT,
-    ERROR,
-    LENGTH,
-    RID_BITS,
-    STOP,
-    TIMEOUT,
-    Head,
-    Logprobs,
-    Output,
-    Refusal,
-    Tail,
-    Text,
-    Tokens,
-)
+from ipc.messages import ABORT, ERROR, LENGTH, STOP, TIMEOUT, Head, Logprobs, Output, Refusal, Tail, Text, Tokens
+from ipc.names import RID_BITS
 
 OTHER_GATEWAY = 3 << RID_BITS
 

@@ -17,6 +17,7 @@ from gateway.ring import RingView
 from gateway.templates import WORD
 from ipc.codec import decode, encode
 from ipc.config import GatewayConfig
+from ipc.control_messages import ModelFiles, RingState
 from ipc.messages import (
     ERROR,
     LENGTH,
@@ -29,11 +30,9 @@ from ipc.messages import (
     Inspect,
     Logprobs,
     LookUp,
-    ModelFiles,
     Output,
     Refusal,
     Report,
-    RingState,
     Tail,
     Text,
     Tokenize,

@@ -26,23 +26,8 @@ import zmq
 
 from gateway.main import Gateway
 from ipc.config import GatewayConfig, RingConfig
-from ipc.messages import (
-    Abort,
-    Beat,
-    Drain,
-    Drained,
-    Fatal,
-    FlushCache,
-    Generate,
-    Loading,
-    Lost,
-    Ready,
-    Report,
-    RingState,
-    Shutdown,
-    Submit,
-    Text,
-)
+from ipc.control_messages import Beat, Drain, Drained, Fatal, Loading, Lost, Ready, RingState, Shutdown
+from ipc.messages import Abort, FlushCache, Generate, Report, Submit, Text
 from ipc.process import EXIT_FATAL, FatalError, Process
 from ipc.sockets import AsyncInbox, Inbox, Outbox
 from tests.gateway.answers import events_in, next_event

@@ -16,7 +16,8 @@ from gateway.metrics.requests import RequestMetrics
 from gateway.metrics.series import Series
 from gateway.server import Port
 from ipc.config import GatewayConfig
-from ipc.messages import Beat, Generate, Watch
+from ipc.control_messages import Beat
+from ipc.messages import Generate, Watch
 from tests.gateway.scripted_ring import CONFIG, ScriptedRing
 
 VIEW = {

@@ -7,7 +7,8 @@ import asyncio
 import aiohttp
 import pytest
 
-from ipc.messages import STOP, Generate, Held, Lost
+from ipc.control_messages import Held, Lost
+from ipc.messages import STOP, Generate
 from tests.gateway.answers import events_in, next_event
 from tests.gateway.scripted_ring import ScriptedRing, head, tail
 

@@ -22,7 +22,8 @@ from gateway.metrics.ledger import Ledger, add
 from gateway.metrics.page import MetricsPage, families
 from gateway.metrics.requests import RequestMetrics
 from ipc.config import GatewayConfig
-from ipc.messages import LENGTH, Beat, Generate, RingState
+from ipc.control_messages import Beat, RingState
+from ipc.messages import LENGTH, Generate
 from scheduler_proc.tally import Tally
 from tests.gateway.scripted_ring import CONFIG, MS, NAMES, ScriptedRing, head, tail
 

@@ -25,7 +25,7 @@ from gateway.profiling.parts import Part, Recorded
 from gateway.profiling.session import Profiler, Wanted, write_trace
 from gateway.profiling.trace import trace_events
 from gateway.server import Port
-from ipc.messages import StartProfile, StopProfile
+from ipc.control_messages import StartProfile, StopProfile
 from ipc.profiling import Profiled, chunks
 from ipc.spans import ADMIT, DETOKENIZE, LAUNCH, PLAN, READ, RESULT, SEND, STEP, SUBMIT, TEXT, TOKENIZE, Recording, Row
 from tests.gateway.scripted_ring import CONFIG, NAMES, ScriptedRing

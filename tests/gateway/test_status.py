@@ -14,7 +14,8 @@ from gateway.app import build_app
 from gateway.auth import KeyRing
 from gateway.ring import RingView
 from gateway.server import Port
-from ipc.messages import Beat, Detokenize, Generate, Loading, LookUp, Refusal, RingState, Tokenize
+from ipc.control_messages import Beat, Loading, RingState
+from ipc.messages import Detokenize, Generate, LookUp, Refusal, Tokenize
 from tests.gateway.scripted_ring import CONFIG, MODEL, NAMES, ScriptedRing
 
 REFUSED = Refusal(400, "invalid_request_error", "the chat template refuses them", "messages")

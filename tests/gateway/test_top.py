@@ -14,7 +14,7 @@ from gateway.activity import Activity
 from gateway.metrics.collect import collect
 from gateway.metrics.figures import Figures
 from gateway.top import NoEventsError, Screen, snapshots, sparkline, watch
-from ipc.messages import Beat, SetLogLevel
+from ipc.control_messages import Beat, SetLogLevel
 from tests.gateway.scripted_ring import ScriptedRing
 
 VIEW: dict[str, Any] = {

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipc import messages
+from ipc import control_messages, messages
 from ipc.codec import MAX_FRAME_BYTES, Ids, WireError, decode, encode
 
 # They travel inside messages only.
 RECORDS = {"Refusal", "Sampling", "GrammarPart", "Output", "Logprobs", "Reading", "Head", "Tail", "Admit"}
 MESSAGE_CLASSES = [
     value
-    for name, value in vars(messages).items()
+    for name, value in [*vars(messages).items(), *vars(control_messages).items()]
     if isinstance(value, type) and dataclasses.is_dataclass(value) and name not in RECORDS
 ]
 
@@ -124,7 +124,7 @@ def test_deep_nesting_and_size_are_bounded() -> None:
 
 def test_tags_and_field_order_are_the_protocol() -> None:
     """The wire layout, spelled out for two messages: changing it is a change of protocol."""
-    assert msgpack.unpackb(encode(messages.Shutdown(), 3)) == [41, 3]
+    assert msgpack.unpackb(encode(control_messages.Shutdown(), 3)) == [41, 3]
     plan = messages.Plan(9, [1], [], [0, 2], [1, 16], [0, 1], [77])
     drop, slots, num_tokens = b"\x01\0\0\0", b"\0\0\0\0\x02\0\0\0", b"\x01\0\0\0\x10\0\0\0"
     packed = [4, 1, 9, drop, [], slots, num_tokens, b"\0\0\0\0\x01\0\0\0", b"M\0\0\0"]

@@ -12,7 +12,8 @@ import zmq
 
 from ipc import sockets
 from ipc.codec import encode
-from ipc.messages import Abort, Lost, Shutdown
+from ipc.control_messages import Lost, Shutdown
+from ipc.messages import Abort
 from ipc.sockets import EARLY_LIMIT, RECEIVE_LIMIT, Inbox, Outbox, address
 
 

@@ -6,7 +6,7 @@ import threading
 import time
 
 from ipc.codec import decode, encode
-from ipc.messages import SpanChunk
+from ipc.control_messages import SpanChunk
 from ipc.profiling import CHUNK_BYTES, CHUNK_ROWS, chunks
 from ipc.spans import CAPACITY, PLAN, TEXT, Recording, Spans
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from ipc.codec import Ids
 from ipc.config import ModelConfig, section
-from ipc.messages import Admit, Lost, Plan, Result, RunnerReady, Sampling
+from ipc.control_messages import Lost, RunnerReady
+from ipc.messages import Admit, Plan, Result, Sampling
 from ipc.options import complete
 from ipc.spans import Spans
 from model_proc.main import POLL_NS, SLACK_NS, execute

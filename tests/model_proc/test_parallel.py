@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ipc.config import ModelConfig, section
-from ipc.messages import Plan, Result, RunnerReady, Sampling
+from ipc.control_messages import RunnerReady
+from ipc.messages import Plan, Result, Sampling
 from ipc.options import complete
 from ipc.process import FatalError
 from model_proc import load

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from ipc.config import ModelConfig, section
-from ipc.messages import LENGTH, RunnerReady, Sampling
+from ipc.control_messages import RunnerReady
+from ipc.messages import LENGTH, Sampling
 from ipc.options import complete
 from model_proc.describe import describe
 from model_proc.files.checkpoint import resolve

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from ipc.config import ModelConfig, section
-from ipc.messages import LENGTH, RunnerReady, Sampling
+from ipc.control_messages import RunnerReady
+from ipc.messages import LENGTH, Sampling
 from ipc.options import complete
 from model_proc.describe import describe
 from model_proc.files.model_files import LocalModel

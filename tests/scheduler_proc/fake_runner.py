@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from hashlib import blake2b
 
 from ipc.codec import Ids, decode, encode
-from ipc.messages import Admit, Logprobs, Output, Plan, Prepare, Reading, Result, RunnerReady, Sampling, Submit, Tokens
+from ipc.control_messages import RunnerReady
+from ipc.messages import Admit, Logprobs, Output, Plan, Prepare, Reading, Result, Sampling, Submit, Tokens
 
 VOCAB_SIZE = 11
 EOS = 0

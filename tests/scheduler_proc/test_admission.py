@@ -6,7 +6,8 @@ import pytest
 
 from ipc.codec import Ids
 from ipc.config import SchedulerConfig, section
-from ipc.messages import Output, RunnerReady, Sampling, Submit
+from ipc.control_messages import RunnerReady
+from ipc.messages import Output, Sampling, Submit
 from ipc.options import complete
 from scheduler_proc.admission import Admission
 from scheduler_proc.drain_rate import DrainRate

@@ -8,7 +8,8 @@ import pytest
 
 from ipc.codec import Ids
 from ipc.config import SchedulerConfig, section
-from ipc.messages import ERROR, LENGTH, RunnerReady
+from ipc.control_messages import RunnerReady
+from ipc.messages import ERROR, LENGTH
 from ipc.options import complete
 from scheduler_proc.scheduler import Scheduler
 from scheduler_proc.token_budget import PATIENCE, TokenBudget

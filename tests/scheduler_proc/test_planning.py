@@ -8,7 +8,8 @@ import pytest
 
 from ipc.codec import Ids
 from ipc.config import SchedulerConfig, section
-from ipc.messages import ABORT, LENGTH, STOP, TIMEOUT, Plan, Result, RunnerReady, Sampling, Submit, Tail
+from ipc.control_messages import RunnerReady
+from ipc.messages import ABORT, LENGTH, STOP, TIMEOUT, Plan, Result, Sampling, Submit, Tail
 from ipc.options import OptionError, complete
 from scheduler_proc.life_cycle import ENDS, TRANSITIONS, Event, LifeCycleError, State, after
 from scheduler_proc.scheduler import Scheduler

@@ -12,7 +12,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from ipc.codec import Ids
 from ipc.config import SchedulerConfig, section
-from ipc.messages import ABORT, ERROR, LENGTH, STOP, TIMEOUT, Prepared, RunnerReady
+from ipc.control_messages import RunnerReady
+from ipc.messages import ABORT, ERROR, LENGTH, STOP, TIMEOUT, Prepared
 from ipc.option_table import POLICIES
 from ipc.options import complete
 from scheduler_proc.grammars import Grammars

@@ -13,23 +13,9 @@ import zmq
 
 from ipc.codec import Ids
 from ipc.config import RingConfig, SchedulerConfig, section
-from ipc.messages import (
-    ERROR,
-    Abort,
-    Held,
-    Lost,
-    Output,
-    Plan,
-    Ready,
-    Result,
-    RunnerReady,
-    Sampling,
-    Shutdown,
-    Submit,
-    Tail,
-    Tokens,
-    first_rid,
-)
+from ipc.control_messages import Held, Lost, Ready, RunnerReady, Shutdown
+from ipc.messages import ERROR, Abort, Output, Plan, Result, Sampling, Submit, Tail, Tokens
+from ipc.names import first_rid
 from ipc.options import complete
 from ipc.process import Process
 from ipc.sockets import Inbox, Outbox

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ipc.config import RingConfig, SchedulerConfig, section
-from ipc.messages import Beat
+from ipc.control_messages import Beat
 from ipc.options import complete
 from quintet import LLM
 from supervision import child as child_module

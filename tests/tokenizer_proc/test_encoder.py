@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from ipc import mock_vocabulary
-from ipc.messages import ModelFiles
+from ipc.control_messages import ModelFiles
 from ipc.process import FatalError
 from tokenizer_proc.encoder import Encoder, MockEncoder, TokenizerEncoder, load_encoder
 from tokenizer_proc.errors import RequestError

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ipc.messages import ModelFiles
+from ipc.control_messages import ModelFiles
 from ipc.process import FatalError
 from tokenizer_proc.errors import RequestError
 from tokenizer_proc.model_folder import load_template

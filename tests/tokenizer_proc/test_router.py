@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from ipc.codec import Ids, Map
-from ipc.messages import RID_BITS, Abort, Detokenize, Generate, LookUp, Output, Sampling, StopHit, Submit, Tokenize
+from ipc.messages import Abort, Detokenize, Generate, LookUp, Output, Sampling, StopHit, Submit, Tokenize
+from ipc.names import RID_BITS
 from tokenizer_proc.preparer import Answer, Question
 from tokenizer_proc.router import MAX_INLINE_CHARS, MAX_INLINE_IDS, Router
 

@@ -11,19 +11,8 @@ import zmq
 
 from ipc import mock_vocabulary
 from ipc.config import RingConfig, TokenizerConfig
-from ipc.messages import (
-    Abort,
-    Detokenize,
-    Generate,
-    LookUp,
-    ModelFiles,
-    Output,
-    Ready,
-    Sampling,
-    Shutdown,
-    Submit,
-    Tokenize,
-)
+from ipc.control_messages import ModelFiles, Ready, Shutdown
+from ipc.messages import Abort, Detokenize, Generate, LookUp, Output, Sampling, Submit, Tokenize
 from ipc.process import FatalError, Process
 from ipc.sockets import Inbox, Outbox
 from tokenizer_proc.main import serve
