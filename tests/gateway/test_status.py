@@ -94,7 +94,7 @@ async def test_tokenize(ring: ScriptedRing, http: aiohttp.ClientSession) -> None
         ring.engine.on_answer(LookUp(question.rid + 1, "", array("i"), None))  # somebody else's
         ring.engine.on_answer(LookUp(question.rid, "", array("i", [4, 5]), None))
         response = await asking
-        assert await response.json() == {"count": 2, "max_model_len": 1000, "tokens": [4, 5]}
+        assert await response.json() == {"count": 2, "max_model_len": 1000, "tokens": [4, 5], "token_strs": None}
     assert ring.engine.in_flight()["look_ups"] == 0
 
 
@@ -126,7 +126,7 @@ async def test_bad_look_ups(ring: ScriptedRing, http: aiohttp.ClientSession) -> 
         ("/tokenize", {"prompt": 5}, "prompt"),
         ("/tokenize", {"prompt": "a", "messages": []}, "prompt"),
         ("/tokenize", {"prompt": "a", "add_special_tokens": 1}, "add_special_tokens"),
-        ("/tokenize", {"prompt": "a", "return_token_strs": True}, "return_token_strs"),
+        ("/tokenize", {"prompt": "a", "return_token_strs": 1}, "return_token_strs"),
         ("/tokenize", {"prompt": "a", "other": True}, "other"),
         ("/tokenize", {"messages": []}, "messages"),
         ("/tokenize", {"messages": [{"role": "user"}]}, "messages[0].content"),
