@@ -172,7 +172,7 @@ class Tokens(Answer):
     count: int
     max_model_len: int
     tokens: list[int]
-    token_strs: list[str] | None
+    token_strs: list[str] | None = None
 
 
 class TextOfTokens(Answer):

@@ -45,14 +45,9 @@ class LookUps:
         self._ring.name_for(question.model)
         wants_names = question.return_token_strs
         found = await self._engine.tokens(text, chat, question.add_special_tokens, wants_names)
-        return json_response(
-            {
-                "count": len(found.token_ids),
-                "max_model_len": model.max_model_len,
-                "tokens": found.token_ids.tolist(),
-                "token_strs": found.names if wants_names else None,
-            }
-        )
+        names = {"token_strs": found.names} if wants_names else {}
+        count = {"count": len(found.token_ids), "max_model_len": model.max_model_len}
+        return json_response(count | {"tokens": found.token_ids.tolist()} | names)
 
     async def detokenize(self, request: web.Request) -> web.Response:
         model = self._ring.admit()
