@@ -94,7 +94,7 @@ async def test_tokenize(ring: ScriptedRing, http: aiohttp.ClientSession) -> None
         ring.engine.on_answer(LookUp(question.rid + 1, "", array("i"), None))  # somebody else's
         ring.engine.on_answer(LookUp(question.rid, "", array("i", [4, 5]), None))
         response = await asking
-        assert await response.json() == {"count": 2, "max_model_len": 1000, "tokens": [4, 5], "token_strs": None}
+        assert await response.json() == {"count": 2, "max_model_len": 1000, "tokens": [4, 5]}
     assert ring.engine.in_flight()["look_ups"] == 0
 
 
