@@ -86,6 +86,51 @@ def test_bad_schemas_are_refused_and_harm_nobody(real_server: Server) -> None:
     wait_until_idle(real_server)
 
 
+@pytest.mark.parametrize(
+    ("body", "param", "numbers"),
+    [
+        pytest.param({"prompt": [1] * 900, "max_tokens": 10**5}, "max_tokens", ("900", "100000"), id="case 9"),
+        pytest.param({"prompt": "a b c d " * 10**4}, "prompt", ("40001",), id="case 11"),
+    ],
+)
+def test_what_the_context_has_no_room_for(
+    real_server: Server, body: dict[str, Any], param: str, numbers: tuple[str, ...]
+) -> None:
+    response = httpx.post(f"{real_server.url}/v1/completions", json=body, timeout=20)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
+    assert all(number in error["message"] for number in numbers), error["message"]
+
+
+NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}, "additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    ("structured", "said"),
+    [
+        pytest.param({"regex": "(a+)+$"}, None, id="case 16: nested repetition"),
+        pytest.param({"regex": r"(a)\1"}, "backreferences", id="case 16: what no automaton can read"),
+        pytest.param({"json": {"type": "integer", "minimum": 0, "maximum": 2e10}}, None, id="case 17: 2e10"),
+        pytest.param({"json": {"$defs": {"node": NODE}, "$ref": "#/$defs/node"}}, None, id="case 17: recursive"),
+        pytest.param({"json": {"$ref": "#"}}, "asks for itself", id="case 17: nothing but recursion"),
+        pytest.param({"json": {"type": "integer", "minimum": 5, "maximum": 3}}, "minimum", id="case 17: impossible"),
+        pytest.param({"json": {"$ref": "file:///etc/passwd"}}, "not present", id="case 17: a file"),
+    ],
+)
+def test_what_a_grammar_may_be(real_server: Server, structured: dict[str, Any], said: str | None) -> None:
+    """Of the cases of `tests/gateway/test_input_cases.py`: a 200, or a 400 that names what is wrong."""
+    body = {"model": "smol", "prompt": "x", "max_tokens": 4, "structured_outputs": structured}
+    response = httpx.post(f"{real_server.url}/v1/completions", json=body, timeout=20)
+    assert response.status_code == (200 if said is None else 400), response.text
+    if said is not None:
+        error = response.json()["error"]
+        assert (error["type"], error["code"]) == ("invalid_request_error", 400)
+        assert error["param"] == f"structured_outputs.{next(iter(structured))}"
+        assert said in error["message"]
+    wait_until_idle(real_server)
+
+
 @pytest.mark.asyncio
 async def test_structured_requests_among_free_ones_and_aborts(real_server: Server) -> None:
     schema = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 2e10}}, "required": ["n"]}

@@ -4,6 +4,8 @@
 8 too many sequences · 9 max_tokens and the context · 10 empty prompts · 11 too long · 12 bad token ids ·
 13 logit_bias · 14 stop strings · 15 sampling ranges · 16 regular expressions · 17 schemas · 18 messages ·
 19 bad text · 20 unknown parameters · 21 what does not go together · 22 heads · 23 keys · 24 model names
+
+What of 9, 11, 16 and 17 takes a tokenizer to find out is in `tests/e2e/test_structured.py`, by the same numbers.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from __future__ import annotations
 import threading
 from array import array
 from dataclasses import replace
+from functools import reduce
+from itertools import count
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -18,6 +22,7 @@ import orjson
 import pytest
 
 from gateway import body
+from gateway.errors import shorten
 from ipc.config import GatewayConfig
 from ipc.messages import Generate
 from tests.gateway.answers import talk
@@ -57,6 +62,7 @@ def raw(number: int, data: bytes, param: str | None = None) -> Case:
 
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+DEEP = reduce(lambda inner, _: {"items": inner}, range(32), dict[str, Any]())  # 33 levels
 MANY_KEYS = {str(number): 1 for number in range(10**5)}
 
 REFUSED = [
@@ -91,12 +97,19 @@ REFUSED = [
     chat(13, None, logit_bias=MANY_KEYS),
     chat(14, "stop", stop=""),
     chat(14, "stop", stop=["x"] * 10**4),
+    chat(14, None, stop=["x"] * 10**5),
     chat(14, "stop", stop="x" * 10**6),
     chat(15, "temperature", temperature=-1),
     chat(15, "temperature", temperature=1e9),
     chat(15, "top_p", top_p=0),
-    chat(16, "structured_outputs.regex", structured_outputs={"regex": "x" * 10**5}),
+    chat(16, "structured_outputs.regex", structured_outputs={"regex": "x" * 10**6}),
+    chat(17, "structured_outputs.json", structured_outputs={"json": {"title": "x" * (64 << 10)}}),
+    chat(17, shorten("structured_outputs.json" + ".items" * 32, 100), structured_outputs={"json": DEEP}),
+    chat(17, "structured_outputs.json.maximum", structured_outputs={"json": {"maximum": "2e10"}}),
     chat(17, "tools[0].function.parameters.type", tools=tool({"type": "something"})),
+    chat(17, "tools[0].function.parameters.properties.x.type", tools=tool({"properties": {"x": {"type": 5}}})),
+    chat(17, "tools[0].function.parameters.properties.x.pattern", tools=tool({"properties": {"x": {"pattern": "("}}})),
+    chat(17, "tools[0].function.parameters.pattern", tools=tool({"pattern": "x" * 4097})),
     chat(17, "tools[0].function.parameters", tools=tool([])),
     Case(18, CHAT, {"messages": [{"role": "wizard", "content": "x"}]}, param="messages[0].role"),
     Case(18, CHAT, {"messages": [{"role": "tool", "content": "x"}]}, param="messages[0].tool_call_id"),
@@ -160,6 +173,74 @@ async def test_a_head_beyond_the_limits(url: str, head: bytes) -> None:
     answer = await talk(url, head)
     assert answer.split()[1] == b"400"
     assert b'"type":"invalid_request_error"' in answer
+
+
+@pytest.mark.asyncio
+async def test_requests_in_one_piece_are_answered_in_their_order(ring: ScriptedRing, url: str) -> None:
+    """Case 22, pipelined: each has its answer before the next one gets one, whatever it is."""
+    numbers = count(1)
+    ring.script = lambda generate: ring.answer(generate, [f"answer {next(numbers)}"])
+    post = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+    good = orjson.dumps(PROMPT)
+    bad = orjson.dumps(PROMPT | {"n": 0})
+    answer = await talk(
+        url,
+        b"".join(post % (TEXT.encode(), len(data), data) for data in (good, bad, good))
+        + b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    )
+    assert [part.split()[0] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"200", b"400", b"200", b"404"]
+    assert answer.index(b"answer 1") < answer.index(b'"param":"n"') < answer.index(b"answer 2")
+
+
+class TestExpectation:
+    """Case 22: who asks before sending a body is told to go on, or what is wrong with the head alone."""
+
+    @pytest.fixture
+    def config(self) -> GatewayConfig:
+        return replace(CONFIG, api_key=["key"])
+
+    @pytest.mark.asyncio
+    @pytest.mark.parametrize(
+        ("key", "length", "status"),
+        [("key", 2, 100), ("wrong", 2, 401), ("key", MAX_BODY_BYTES + 1, 413)],
+        ids=["case 22: go on", "case 22: 401 before the body", "case 22: 413 before the body"],
+    )
+    async def test_before_the_body(
+        self, url: str, key: str, length: int, status: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("gateway.server.LINGER_S", 0.05)
+        head = [f"POST {TEXT} HTTP/1.1", "Host: x", f"Authorization: Bearer {key}", "Content-Type: application/json"]
+        head += [f"Content-Length: {length}", "Expect: 100-continue", "Connection: close", "", ""]
+        body = b"{}" if status == 100 else b""
+        answer = await talk(url, "\r\n".join(head).encode() + body)
+        assert answer.startswith(b"HTTP/1.1 %d " % status)
+        after = answer.split(b"HTTP/1.1 ")[-1]
+        assert after.split()[0] == (b"400" if status == 100 else b"%d" % status)
+        assert b'"error":{"message":' in after
+
+
+class TestLargeBodies:
+    """Cases 11 and 13 at full size, with the limits that a server has by itself."""
+
+    @pytest.fixture
+    def config(self) -> GatewayConfig:
+        return replace(CONFIG, max_body_mib=32)
+
+    @pytest.mark.asyncio
+    async def test_case_11_200_mb(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("gateway.server.LINGER_S", 0.05)
+        head = f"POST {TEXT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
+        answer = await talk(url, f'{head}Content-Length: {200 * 10**6}\r\n\r\n{{"prompt": "'.encode())
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        assert b'"code":413' in answer
+
+    @pytest.mark.asyncio
+    async def test_case_13_a_million_keys(self, ring: ScriptedRing, http: aiohttp.ClientSession) -> None:
+        data = orjson.dumps(PROMPT | {"logit_bias": {str(number): 1 for number in range(10**6)}})
+        async with http.post(TEXT, data=data, headers=JSON) as response:
+            assert response.status == 400
+            assert (await response.json())["error"]["type"] == "invalid_request_error"
+        assert ring.sent == []
 
 
 class TestKeys:
