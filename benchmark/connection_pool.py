@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from benchmark.http_connection import Connection, OnBody
+from benchmark.http_connection import Connection, NoAnswerError, OnBody
 
 
 class ConnectionPool:
@@ -48,8 +48,23 @@ class ConnectionPool:
         return f"{method} {self._root}{path} HTTP/1.1\r\n{self._head}{kind}".encode()
 
     async def send(self, request: bytes, on_body: OnBody) -> int:
-        """Send a whole request, hand its body to `on_body` as it comes, and return the status. Raises OSError."""
-        connection = await self._connection()
+        """Send a whole request, hand its body to `on_body` as it comes, and return the status. Raises OSError.
+
+        A server may close a connection that was idle just when it is used again. Then another one is tried, until
+        one has been opened for this very request.
+        """
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.is_open:
+                self._all.discard(connection)
+                continue
+            try:
+                return await self._send(connection, request, on_body)
+            except NoAnswerError:
+                continue
+        return await self._send(await self._new_connection(), request, on_body)
+
+    async def _send(self, connection: Connection, request: bytes, on_body: OnBody) -> int:
         status = 0
         try:
             status = await connection.request(request, on_body)
@@ -89,14 +104,6 @@ class ConnectionPool:
             return connection
 
         self._idle += await asyncio.gather(*(opened() for _ in range(count - len(self._idle))))
-
-    async def _connection(self) -> Connection:
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.is_open:
-                return connection
-            self._all.discard(connection)
-        return await self._new_connection()
 
     async def _new_connection(self) -> Connection:
         loop = asyncio.get_running_loop()

@@ -22,6 +22,10 @@ class HttpError(ConnectionError):
     """The connection was lost, or what came over it is not HTTP as this client knows it."""
 
 
+class NoAnswerError(HttpError):
+    """The connection was closed before anything of the response had come."""
+
+
 @dataclass(slots=True)
 class Exchange:
     """A response that is on its way."""
@@ -65,7 +69,10 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._fail("the server closed the connection" if exc is None else str(exc))
+        exchange = self._exchange
+        reason = "the server closed the connection" if exc is None else str(exc)
+        unanswered = exchange is not None and not exchange.status and not self._rest
+        self._fail(NoAnswerError(reason) if unanswered else HttpError(reason))
 
     def data_received(self, data: bytes) -> None:
         now = time.monotonic()
@@ -122,13 +129,13 @@ class Connection(asyncio.Protocol):
             exchange.done.set_result(exchange.status)
 
     def _give_up(self, reason: str) -> None:
-        self._fail(reason)
+        self._fail(HttpError(reason))
         self.close()
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, error: HttpError) -> None:
         exchange, self._exchange = self._exchange, None
         if exchange is not None and not exchange.done.done():
-            exchange.done.set_exception(HttpError(reason))
+            exchange.done.set_exception(error)
 
 
 def _read_head(exchange: Exchange, head: bytes) -> None:

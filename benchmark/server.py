@@ -98,7 +98,10 @@ class Server:
         supervisor = psutil.Process(self.process.pid)
         ring = {"supervisor": supervisor}
         for child in supervisor.children(recursive=True):
-            title = child.cmdline()[0] if child.cmdline() else ""
+            try:
+                title = (child.cmdline() or [""])[0]
+            except psutil.NoSuchProcess:  # it has died since it was listed
+                continue
             if title.startswith("quintet: "):
                 ring[title.removeprefix("quintet: ").strip()] = child
         return ring

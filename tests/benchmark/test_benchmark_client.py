@@ -188,6 +188,17 @@ async def test_connections_are_used_again(answers: Callable[[], list[bytes]], co
         assert used == connections
 
 
+async def test_a_connection_that_the_server_closed_while_it_was_idle_costs_no_request() -> None:
+    async with serving([answer(), answer()]) as (url, used), Client(url) as client:
+        await client.complete({"prompt": "x"})
+        [idle] = client._idle
+        assert idle._transport is not None
+        # As when the server's close and the next request cross: the client still takes the connection for open.
+        idle._transport.write = lambda data: idle.connection_lost(None)  # type: ignore[method-assign, assignment]
+        assert (await client.complete({"prompt": "x"})).succeeded
+        assert used == [0, 1]
+
+
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "https://", "ftp://x"])
 def test_only_http_urls_are_taken(url: str) -> None:
     with pytest.raises(ValueError, match=r"expected a URL like http://127\.0\.0\.1:8000"):
