@@ -187,6 +187,49 @@ class Version(Answer):
     version: str
 
 
+class ModelInfo(Answer):
+    model: str
+    served_model_names: list[str]
+    max_model_len: int
+    vocab_size: int
+    default_sampling_params: dict[str, Any]
+
+
+class ServerInfo(ModelInfo):
+    version: str
+    needs_api_key: bool
+    options: dict[str, Any]
+
+
+class TokenizerInfo(Answer):
+    tokenizer_class: str | None
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    vocab_size: int
+    model_max_length: int
+    chat_template: str | list[Any] | None
+
+
+class InFlight(Answer):
+    requests: int
+    sequences: int
+    look_ups: int
+
+
+class Loads(Answer):
+    prefill_queue_len: int
+    decode_queue_len: int
+    running_queue_len: int
+    inflight_requests: int
+    inflight_batches: int
+    busy_lanes: int
+    idle_lanes: int
+    processes: dict[str, dict[str, Any]]
+    in_flight: InFlight
+
+
 ANSWERS: dict[str, type[Answer]] = {
     "/v1/chat/completions": ChatCompletion,
     "/v1/completions": Completion,
@@ -197,5 +240,9 @@ ANSWERS: dict[str, type[Answer]] = {
     "/tokenize": Tokens,
     "/detokenize": TextOfTokens,
     "/version": Version,
+    "/server_info": ServerInfo,
+    "/model_info": ModelInfo,
+    "/tokenizer_info": TokenizerInfo,
+    "/v1/loads": Loads,
 }
-"""The 200 answers that have one shape, by path; those of the other dialects are objects to us."""
+"""The 200 answers that have one shape, by path; `gateway.dialects.answer_schemas` has those of the other dialects."""

@@ -10,10 +10,11 @@ from aiohttp import hdrs, web
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from gateway import answer_schemas
 from gateway.about import server_version
-from gateway.answer_schemas import ANSWERS
 from gateway.auth import ANTHROPIC_ROUTES, OPEN_ROUTES
 from gateway.dialects import responses_schemas, sglang_schemas
+from gateway.dialects.answer_schemas import DIALECT_ANSWERS
 from gateway.dialects.anthropic_schemas import MessagesRequest, PromptRequest
 from gateway.json_response import json_response
 from gateway.log_level import LogLevelRequest
@@ -47,6 +48,7 @@ BODIES: dict[str, tuple[tuple[type[Schema], ...], Unsupported]] = {
     "/start_profile": ((ProfileRequest,), profiling.UNSUPPORTED),
     "/log_level": ((LogLevelRequest,), {}),
 }
+ANSWERS: dict[str, type[BaseModel]] = {**answer_schemas.ANSWERS, **DIALECT_ANSWERS}
 STREAMS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/generate")
 EMPTY_BODIES = ("/start_profile",)  # whose body may be missing
 NO_CONTENT = ("/health", "/ping")

@@ -14,7 +14,7 @@ from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 
 from benchmark.server import Server
-from gateway.answer_schemas import ANSWERS
+from gateway.openapi import ANSWERS
 
 CHECKS = [not_a_server_error, response_schema_conformance, status_code_conformance]
 OWN_ENDS = (501, 504)  # what this server does not do, and what takes longer than it may
@@ -72,11 +72,26 @@ GOOD: list[tuple[str, dict[str, Any]]] = [
     ("/tokenize", {"prompt": "hello", "return_token_strs": True}),
     ("/tokenize", {"messages": HELLO}),
     ("/detokenize", {"tokens": [1, 2]}),
+    ("/v1/responses", {"input": "hello"}),
+    ("/v1/responses", {"input": HELLO, "max_output_tokens": 3, "instructions": "Be kind.", "metadata": {"a": "b"}}),
+    ("/v1/messages", {"messages": HELLO, "max_tokens": 3}),
+    ("/v1/messages", {"messages": HELLO, "max_tokens": 300, "system": "Be kind.", "stop_sequences": ["never"]}),
+    ("/v1/messages/count_tokens", {"messages": HELLO}),
+    ("/generate", {"text": "hello"}),
+    ("/generate", {"text": ["a", "b"], "sampling_params": {"max_new_tokens": 3}}),
 ]
+LOOKED_AT = ["/v1/models", "/version", "/server_info", "/model_info", "/tokenizer_info", "/v1/loads"]
 
 
 @pytest.mark.parametrize(("path", "body"), GOOD)
 def test_good_requests_are_answered_as_described(server: Server, path: str, body: dict[str, Any]) -> None:
     response = httpx.post(f"{server.url}{path}", json=body)
+    assert response.status_code == 200, response.text
+    ANSWERS[path].model_validate_json(response.content, strict=True)
+
+
+@pytest.mark.parametrize("path", LOOKED_AT)
+def test_what_is_looked_at_is_as_described(server: Server, path: str) -> None:
+    response = httpx.get(f"{server.url}{path}")
     assert response.status_code == 200, response.text
     ANSWERS[path].model_validate_json(response.content, strict=True)
