@@ -212,7 +212,7 @@ def _job(
         prompt_ids=request.return_token_ids,
     )
     check_priority(request.priority, config.scheduling_policy)
-    tenant = tenant_of(envelope.key, request.user or "")
+    tenant = tenant_of(envelope.key, request.user or request.prompt_cache_key or "")
     now = time.monotonic_ns()
     deadline = deadline_ns(now, request.timeout_ms, config.request_timeout)
     generates = [

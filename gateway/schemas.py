@@ -146,12 +146,12 @@ class GenerationRequest(Schema):
     priority: int = 0  # lower is more important
     timeout_ms: Annotated[int, Field(ge=1, le=MAX_TIMEOUT_MS)] | None = None
     user: str | None = None
+    prompt_cache_key: str | None = None  # which replaces `user` in OpenAI's API: the fair policy takes either
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA)] | None = None
     # Accepted, and nothing comes of them: no state is stored, nobody is billed.
     store: bool | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
 
 
 class TextPart(Schema):

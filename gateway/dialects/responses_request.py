@@ -40,6 +40,7 @@ def chat_body(request: ResponsesRequest) -> Body:
         "request_id": request.request_id,
         "metadata": request.metadata,
         "user": request.user,
+        "prompt_cache_key": request.prompt_cache_key,
     }
 
 

@@ -166,8 +166,8 @@ class ResponsesRequest(Schema):
     request_id: RequestId | None = None
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA)] | None = None
     user: str | None = None
+    prompt_cache_key: str | None = None  # which replaces `user` in OpenAI's API: the fair policy takes either
     # Accepted, and nothing comes of them: no state is stored, nobody is billed.
     store: bool | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
-    prompt_cache_key: str | None = None

@@ -205,6 +205,15 @@ class TestTenant:
         assert tenants == [(await generate_of(ring, http, body, key)).tenant for key, body in callers]
 
     @pytest.mark.asyncio
+    async def test_a_prompt_cache_key_stands_for_a_user(self, ring: ScriptedRing, http: aiohttp.ClientSession) -> None:
+        for body in ({"prompt_cache_key": "ann"}, {"prompt_cache_key": "team", "user": "ann"}):
+            assert (await generate_of(ring, http, body, "Bearer k")).tenant == tenant_of("k", "ann")
+        ring.script = lambda generate: ring.answer(generate, ["x"])
+        async with http.post("/v1/responses", json={"input": "Hello", "prompt_cache_key": "ann"}) as response:
+            assert response.status == 200
+        assert (await ring.next(Generate)).tenant == tenant_of("", "ann")
+
+    @pytest.mark.asyncio
     async def test_nobody_in_particular(self, ring: ScriptedRing, http: aiohttp.ClientSession) -> None:
         for key, body in (("", {}), ("Basic YTpi", {}), ("Bearer ", {"user": ""}), ("Bearer", {"user": None})):
             assert (await generate_of(ring, http, body, key)).tenant == ""
