@@ -194,7 +194,7 @@ async def test_a_connection_that_the_server_closed_while_it_was_idle_costs_no_re
         [idle] = client._idle
         assert idle._transport is not None
         # As when the server's close and the next request cross: the client still takes the connection for open.
-        idle._transport.write = lambda data: idle.connection_lost(None)  # type: ignore[method-assign, assignment]
+        idle._transport.write = lambda data: idle.connection_lost(None)  # type: ignore[method-assign]
         assert (await client.complete({"prompt": "x"})).succeeded
         assert used == [0, 1]
 
