@@ -90,11 +90,16 @@ class Reference:
         """`folder` holds config.json and the weights. Raises OSError and ValueError."""
         import torch
         from transformers import AutoModelForCausalLM, GenerationConfig
-        from transformers.utils.logging import disable_progress_bar
+        from transformers.utils import logging as transformers_logging
 
-        disable_progress_bar()
         self._torch = torch
-        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        bars = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()  # the benchmark has one of its own
+        try:
+            self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        finally:
+            if bars:
+                transformers_logging.enable_progress_bar()
         # `generate` looks here for what it is not given: no penalties, no end of sequence.
         self._model.generation_config = GenerationConfig()
 
