@@ -33,16 +33,24 @@ def async_client(server: Server, **options: Any) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, **options)
 
 
-def scheduler_stats(server: Server) -> dict[str, Any]:
-    return dict(httpx.get(f"{server.url}/v1/loads").json()["processes"]["scheduler"])
-
-
 def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
     """Look until it is so. The time limit only turns a hang into a failure."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"still not: {what}"
         time.sleep(0.05)
+
+
+def scheduler_stats(server: Server) -> dict[str, Any]:
+    """The scheduler's last figures. A run that has just begun is known by its first beat, soon after it is ready."""
+    found: dict[str, Any] = {}
+
+    def is_known() -> bool:
+        found.update(httpx.get(f"{server.url}/v1/loads").json()["processes"].get("scheduler", {}))
+        return "sequences" in found
+
+    wait_for(is_known, "the scheduler has reported its figures")
+    return found
 
 
 def wait_until_idle(server: Server) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from benchmark.server import Server
 from ipc.mock_vocabulary import WORDS
-from tests.e2e.conftest import client, wait_for, wait_until_idle
+from tests.e2e.conftest import client, scheduler_stats, wait_for, wait_until_idle
 
 RING = ("gateway", "tokenizer", "scheduler", "model", "detokenizer")
 LONG: dict[str, Any] = {"model": "mock", "prompt": "x", "max_tokens": 20000, "ignore_eos": True}
@@ -111,7 +111,7 @@ def test_a_lost_process_is_named_and_restarted(server: Server, name: str, number
 
 
 def running(server: Server) -> int:
-    return int(httpx.get(f"{server.url}/v1/loads").json()["processes"]["scheduler"]["running"])
+    return int(scheduler_stats(server)["running"])
 
 
 def scheduler_restarts(server: Server) -> None:
