@@ -15,7 +15,7 @@ const ring = new Ring(find("ring"));
 const states = new States(find("states"));
 const batch = new Batch(find("batch"), find("places"), find("batch-caption"));
 const blocks = new Blocks(find("blocks"), find("blocks-caption"));
-const waterfall = new Waterfall(find("waterfall"), find("request"));
+const waterfall = new Waterfall(find("waterfall"), find("request"), find("newer"));
 const throughput = new Plot(find("plot-throughput"), [["out", "--decode"], ["in", "--prefill"]], "tok/s");
 const latency = new Plot(find("plot-latency"), [["TTFT", "--queue"], ["between tokens", "--decode"]], "ms");
 

@@ -9,24 +9,38 @@ const STAGES = [
 ];
 
 export class Waterfall {
-  constructor(list, details) {
+  constructor(list, details, newer) {
     this.list = list;
     this.details = details;
+    this.newer = newer; // how many rows wait
     this.chosen = null; // the row whose details are shown
+    this.waiting = [];
+    this.pointed = false;
+    list.addEventListener("pointerenter", () => (this.pointed = true));
+    for (const left of ["pointerleave", "pointercancel"]) list.addEventListener(left, () => (this.pointed = false));
   }
 
   clear() {
     this.list.replaceChildren();
     this.details.hidden = true;
     this.chosen = null;
+    this.waiting = [];
   }
 
-  /** Add sequences that have ended, as in the feed, the newest on top. */
+  /**
+   * Add sequences that have ended, as in the feed, the newest on top. While somebody points at the list they wait: a row
+   * that moves between the press and the release of a button can't be clicked. They are shown with the first snapshot
+   * after that, not at once, because a finger leaves the list just before its click.
+   */
   add(ended) {
-    if (ended.length === 0) return;
-    for (const sequence of ended) this.list.prepend(this.row(sequence));
-    while (this.list.children.length > SHOWN) this.list.lastChild.remove();
-    this.scale();
+    this.waiting = [...this.waiting, ...ended].slice(-SHOWN);
+    if (!this.pointed && this.waiting.length) {
+      for (const sequence of this.waiting) this.list.prepend(this.row(sequence));
+      while (this.list.children.length > SHOWN) this.list.lastChild.remove();
+      this.waiting = [];
+      this.scale();
+    }
+    this.newer.textContent = this.waiting.length ? `${this.waiting.length} newer when you point elsewhere` : "";
   }
 
   row(sequence) {

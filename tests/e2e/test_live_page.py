@@ -95,8 +95,16 @@ def test_the_panels_move_under_load(page: Page, mock_server: Server, faults: lis
             expect(page.locator("#tile-cached")).to_have_text(re.compile(r"^[1-9]\d* %"))
             expect(page.locator("#ring .way.busy").first).to_be_attached()
             expect(page.locator("#plot-throughput canvas")).to_be_visible()
-            page.locator("#waterfall button").first.click()
+            page.locator("#waterfall button").first.hover()  # from now on the list holds still
+            name = page.locator("#waterfall button:hover .name").inner_text()
+            page.mouse.down()
+            expect(page.locator("#newer")).to_have_text(SOMETHING)
+            page.mouse.up()
+            expect(page.locator("#request")).to_contain_text(name)
             expect(page.locator("#request")).to_contain_text("400")
+            page.mouse.move(0, 0)
+            expect(page.locator("#newer")).to_have_text("")
+            expect(page.locator("#waterfall .name").first).not_to_have_text(name)
         finally:
             stop.set()
     assert faults == []
