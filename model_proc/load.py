@@ -82,9 +82,9 @@ def load(config: ModelConfig, files: ModelFiles, loading: Progress, seat: Seat) 
     if has_graphs and not isinstance(attention, TorchAttention | CpuAttention):
         graphs = _capture(config, model, attention, cache, batch, loading)
     log.info(
-        "%s on %s as %s, %s, %d threads, KV cache of %d tokens",
+        "%s on %s as %s, %s, KV cache of %d tokens",
         files.name, device, str(dtype).removeprefix("torch."), "native" if is_native else "transformers",
-        torch.get_num_threads(), num_blocks * config.block_size,
+        num_blocks * config.block_size,
     )  # fmt: skip
     return Loaded(device, has_kernels, model, cache, batch, attention, graphs, ranks)
 
