@@ -25,6 +25,7 @@ ROOMS = {
 }
 TORCH = {"torch", "transformers"}  # transformers brings torch along
 PICKLES = {"pickle", "cloudpickle", "dill", "marshal", "shelve"}
+EVERYWHERE = [*ROOMS, "benchmark", "deploy", "tests"]
 LIGHT = ["gateway", "tokenizer_proc", "scheduler_proc", "detok_proc"]
 
 
@@ -52,7 +53,7 @@ def test_a_room_imports_only_what_it_may(room: str) -> None:
         assert room == "model_proc" or not used & TORCH, path
 
 
-@pytest.mark.parametrize("path", [path for room in [*ROOMS, "benchmark", "deploy", "tests"] for path in files_of(room)], ids=str)
+@pytest.mark.parametrize("path", [path for room in EVERYWHERE for path in files_of(room)], ids=str)
 def test_no_pickle_anywhere(path: Path) -> None:
     assert not set(imports(path)) & PICKLES
     source = path.read_text()
