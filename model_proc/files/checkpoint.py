@@ -28,9 +28,6 @@ GGUF_CONVERTER_VERSION = 2
 """Goes up with every change of what a conversion writes: older cached folders are then left aside."""
 GGUF_HASHED_BYTES = 1024 * 1024
 
-BLOCKS_FILE = "blocks.safetensors"
-"""Beside the weights of a converted GGUF file: the blocks of its quantized matrices, as they were published."""
-
 SAMPLING_DEFAULTS: dict[str, tuple[type, ...]] = {
     "temperature": (int, float),
     "top_p": (int, float),

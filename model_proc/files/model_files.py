@@ -11,6 +11,9 @@ from typing import Any
 Progress = Callable[[str, int, int], None]
 """`progress(phase, done, total)`: bytes done and to do; a total of 0 means that it is not known."""
 
+BLOCKS_FILE = "blocks.safetensors"
+"""Beside the weights of a converted GGUF file: the blocks of its quantized matrices, as they were published."""
+
 
 class ModelFilesError(Exception):
     """The model cannot be served. The message is one line: what is wrong, and what to do about it."""

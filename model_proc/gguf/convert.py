@@ -7,8 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from model_proc.files.checkpoint import BLOCKS_FILE
-from model_proc.files.model_files import ModelFilesError, Progress, gigabytes
+from model_proc.files.model_files import BLOCKS_FILE, ModelFilesError, Progress, gigabytes
 from model_proc.files.safetensors_file import SafetensorsWriter
 from model_proc.gguf.config import build_config, build_generation_config
 from model_proc.gguf.file import read_gguf

@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from model_proc.files.checkpoint import BLOCKS_FILE, weight_files
-from model_proc.files.model_files import ModelFilesError, Progress
+from model_proc.files.checkpoint import weight_files
+from model_proc.files.model_files import BLOCKS_FILE, ModelFilesError, Progress
 from model_proc.kernels.cpu_library import TILE, CpuLibrary, PackedMatrix
 from model_proc.models.loader import DecoderWeights, empty_weights, fill_from, fill_randomly
 from model_proc.models.settings import DecoderSettings

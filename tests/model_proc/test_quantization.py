@@ -16,7 +16,8 @@ from ipc.config import ModelConfig, section
 from ipc.options import complete
 from ipc.process import FatalError
 from model_proc.describe import describe
-from model_proc.files.checkpoint import BLOCKS_FILE, resolve
+from model_proc.files.checkpoint import resolve
+from model_proc.files.model_files import BLOCKS_FILE
 from model_proc.models.decoder import Decoder
 from model_proc.quantization import GGUF_BITS, from_gguf, join, quantize
 from model_proc.torch_runner import TorchRunner
