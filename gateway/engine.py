@@ -23,8 +23,8 @@ from gateway.request import Job
 from gateway.streams import Sequence, Stream
 from ipc.codec import Ids, Map
 from ipc.control_messages import Held, Lost
-from ipc.messages import Abort, Detokenize, FlushCache, Inspect, LookUp, Report, Text, Tokenize, Watch
-from ipc.names import room_of
+from ipc.messages import Abort, Detokenize, FlushCache, Generate, Inspect, LookUp, Report, Text, Tokenize, Watch
+from ipc.names import number_of, room_of, share_of
 
 # The scheduler ends a request at its deadline. A request that it has not got by then, or whose end does not come back,
 # is ended here after this time more.
@@ -37,28 +37,32 @@ Question = Tokenize | Detokenize | Inspect | FlushCache | Watch
 
 
 class Engine:
-    """`send` puts a message into the tokenizer's inbox, `send_scheduler` into the scheduler's.
+    """`send` puts a message into the inbox of the tokenizer of an index, `send_scheduler` into the scheduler's.
 
-    `admit` raises ApiError when no request can be served now. `rids` is where this run's rids begin, `tokenizer` the
-    epoch of the tokenizer's run. Beyond `most_under_way` sequences requests are refused, for `retry_after_s`.
+    `admit` raises ApiError when no request can be served now. `rids` is where this run's rids begin, `tokenizers` has
+    the epoch of each tokenizer's run, `detokenizers` says how many there are. Beyond `most_under_way` sequences
+    requests are refused, for `retry_after_s`.
     """
 
     def __init__(
         self,
-        send: Callable[[Any], None],
+        send: Callable[[int, Any], None],
         send_scheduler: Callable[[Any], None],
         admit: Callable[[], object] = lambda: None,
         rids: int = 1,
-        tokenizer: int = 0,
+        tokenizers: tuple[int, ...] = (0,),
+        detokenizers: int = 1,
         most_under_way: int = 1 << 30,
         retry_after_s: Callable[[], float] = lambda: 1.0,
     ) -> None:
         self.observer = Observer()
-        self._send = send
+        self._send_tokenizer = send
+        self._tokenizers = len(tokenizers)
+        self._detokenizers = detokenizers
         self._send_scheduler = send_scheduler
         self._admit = admit
         self._next_rid = rids
-        self._losses = Losses(tokenizer)
+        self._losses = Losses(tokenizers, detokenizers)
         self._admission = Admission(most_under_way, self.observer.metrics.refuse)
         self._retry_after_s = retry_after_s
         self._live: dict[int, Sequence] = {}
@@ -83,7 +87,9 @@ class Engine:
             rids.extend(range(generate.rid, generate.rid + generate.n))
         self._admission.enter(rids, self._retry_after_s())
         stream = Stream(job, rids)
-        stream.tokenizer = self._losses.tokenizer
+        tokenizers = [self._tokenizer_of(generate.rid) for generate in job.generates for _ in range(generate.n)]
+        for sequence, tokenizer in zip(stream.sequences, tokenizers, strict=True):
+            sequence.tokenizer = self._losses.tokenizers[tokenizer]
         self._live.update(zip(rids, stream.sequences, strict=True))
         self._streams.add(stream)
         self._idle.clear()
@@ -190,10 +196,12 @@ class Engine:
             case "scheduler" | "model":
                 self.fail_all(error)
             case "tokenizer":
-                self._fail_look_ups(error)
+                tokenizer = number_of(lost.process)
+                self._fail_look_ups(error, lambda rid: self._tokenizer_of(rid) == tokenizer)
             case "detokenizer":
-                for sequence in list(self._live.values()):
-                    if sequence.head is not None:
+                share = number_of(lost.process)
+                for rid, sequence in list(self._live.items()):
+                    if sequence.head is not None and share_of(rid, self._detokenizers) == share:
                         sequence.fail(error)
         for held in self._losses.on_lost(lost):
             self._end_all_but(held)
@@ -217,15 +225,33 @@ class Engine:
         error = ApiError(503, f"the server has lost a process ({held.process}), and restarts it")
         rids = set(held.rids)
         for rid, sequence in list(self._live.items()):
-            if rid not in rids and self._losses.concerns(held, sequence.stream.tokenizer):
+            if rid not in rids and self._losses.concerns(held, rid, sequence.tokenizer):
                 sequence.fail(error)
         unwanted = [rid for rid in held.rids if rid not in self._live]
         if unwanted:
             self._send_scheduler(Abort(unwanted))
 
-    def _fail_look_ups(self, error: ApiError) -> None:
-        for future in self._look_ups.values():
-            if not future.done():
+    def _send(self, message: Generate | Tokenize | Detokenize) -> None:
+        self._send_tokenizer(self._tokenizer_of(message.rid), message)
+
+    def _tokenizer_of(self, rid: int) -> int:
+        """The index of the tokenizer that has the request, or the question, of this rid."""
+        return share_of(rid, self._tokenizers)
+
+    def _abort(self, stream: Stream, rids: Iterable[int]) -> None:
+        """Tell those who have the requests of a stream that these sequences are not wanted: behind the requests."""
+        unwanted = set(rids)
+        batches: dict[int, list[int]] = {}
+        for generate in stream.job.generates:
+            of_it = [rid for rid in range(generate.rid, generate.rid + generate.n) if rid in unwanted]
+            if of_it:
+                batches.setdefault(self._tokenizer_of(generate.rid), []).extend(of_it)
+        for tokenizer, batch in batches.items():
+            self._send_tokenizer(tokenizer, Abort(batch))
+
+    def _fail_look_ups(self, error: ApiError, went_with: Callable[[int], bool] = lambda rid: True) -> None:
+        for rid, future in self._look_ups.items():
+            if not future.done() and went_with(rid):
                 future.set_exception(error)
 
     def _take_rids(self, count: int) -> int:
@@ -238,7 +264,7 @@ class Engine:
         for rid in unfinished:
             self._admission.leave(rid)
         if unfinished:
-            self._send(Abort(unfinished))
+            self._abort(stream, unfinished)
         self.observer.closed(stream)
         self._streams.discard(stream)
         if not self._streams:

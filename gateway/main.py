@@ -70,12 +70,15 @@ class Gateway:
     def __init__(self, process: Process) -> None:
         self._process = process
         self._ring = RingView(process.config.served_model_name)
+        names = process.names("tokenizer")
+        tokenizers = [process.peer(name) for name in names]
         self._engine = Engine(
-            process.peer("tokenizer").send,
+            lambda index, message: tokenizers[index].send(message),
             process.peer("scheduler").send,
             self._ring.admit,
             first_rid(0, process.ring.epoch),
-            process.run_of("tokenizer"),
+            tuple(process.run_of(name) for name in names),
+            len(process.names("detokenizer")),
             process.config.max_num_queued_reqs + process.config.max_num_seqs,
             lambda: self._ring.stats("scheduler").get("retry_after_s", 1.0),
         )

@@ -54,6 +54,7 @@ class Sequence:
         "over",
         "readings",
         "tail",
+        "tokenizer",
         "whole",
     )
 
@@ -61,6 +62,7 @@ class Sequence:
         self.index = index
         self.head: Head | None = None
         self.tail: Tail | None = None
+        self.tokenizer = 0  # epoch of the tokenizer's run that its request was sent to
         self.num_tokens = 0  # received so far
         self.readings: list[Reading] = []  # of its prompt, in order
         self.last_ns = 0  # the time of the step that its last text came from
@@ -147,7 +149,6 @@ class Stream:
         self.rids = rids
         self.wants_tokens = job.wants_tokens
         self.sequences = [Sequence(self, index) for index in range(len(rids))]
-        self.tokenizer = 0  # epoch of the tokenizer's run that it was sent to
         self.failure: ApiError | None = None
         self._unsent_bytes = 0  # of text: waiting here, or taken and not yet written out
         self._taken_bytes = 0

@@ -8,9 +8,13 @@ is named by the first.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 RID_BITS = 56
 COUNTER_BITS = 40
 EPOCH_MASK = (1 << (RID_BITS - COUNTER_BITS)) - 1
+WORD = (1 << 64) - 1
+GOLDEN_RATIO = 0x9E3779B97F4A7C15  # its fraction in 64 bits, an odd number
 
 
 def gateway_of(rid: int) -> int:
@@ -28,9 +32,28 @@ def first_rid(gateway: int, epoch: int) -> int:
     return gateway << RID_BITS | (epoch & EPOCH_MASK) << COUNTER_BITS | 1
 
 
+def worker_name(room: str, index: int) -> str:
+    """The name as a process of the worker of this index: the first one needs no number."""
+    return f"{room}.{index}" if index else room
+
+
 def gateway_name(index: int) -> str:
     """What the gateway of this index is called as a process: the first one needs no number."""
     return f"gateway.{index}" if index else "gateway"
+
+
+def share_of(rid: int, workers: int) -> int:
+    """Which of so many workers of a kind has this rid: 0 to `workers` - 1, the same for whoever asks.
+
+    Fibonacci hashing (Knuth, The Art of Computer Programming, 6.4): the rids of requests for n choices are n apart, and
+    are spread evenly whatever n is.
+    """
+    return ((rid * GOLDEN_RATIO & WORD) >> 32) * workers >> 32
+
+
+def worker_of(names: Sequence[str], rid: int) -> str:
+    """The one of these workers of a kind that has this rid."""
+    return names[share_of(rid, len(names))] if len(names) > 1 else names[0]
 
 
 def model_name(rank: int) -> str:

@@ -243,6 +243,8 @@ OPTIONS: dict[str, list[Option]] = {
             check=http_url,
         ),
         Option("tokenizer_threads", int, 2, "threads for chat templates and tokenizing", check=at_least(1)),
+        Option("tokenizer_workers", int, 1, "processes that tokenize, sharing the requests", check=between(1, 64)),
+        Option("detokenizer_workers", int, 1, "processes that make text, sharing the choices", check=between(1, 64)),
         Option("log_level", str, "info", "how much the processes say", choices=LEVELS),
         Option(
             "log_format",

@@ -10,7 +10,7 @@ from typing import Any
 from ipc.config import SchedulerConfig
 from ipc.control_messages import Held, Lost, RunnerReady
 from ipc.messages import Abort, FlushCache, Inspect, Plan, Prepared, Report, Result, StopHit, Submit, Watch
-from ipc.names import EPOCH_MASK, epoch_of, gateway_name, gateway_of, model_name, room_of
+from ipc.names import EPOCH_MASK, epoch_of, gateway_name, gateway_of, model_name, number_of, room_of, share_of
 from ipc.process import FatalError, Process
 from ipc.spans import ADMIT, PLAN, RESULT, SEND, SUBMIT
 from scheduler_proc import losses
@@ -20,6 +20,7 @@ from scheduler_proc.live import live_view
 from scheduler_proc.policies import PolicyError
 from scheduler_proc.scheduler import Scheduler
 from scheduler_proc.step_log import StepLog
+from scheduler_proc.width import split
 
 STATS_INTERVAL_NS = 100_000_000
 
@@ -59,6 +60,7 @@ class Loop:
         self._process = process
         self._scheduler: Scheduler | None = None
         self._step_log = step_log
+        self._detokenizers = process.names("detokenizer")
         self._early: list[Any] = []  # messages that wait for a runner
         self._runs = 0  # of the runner: each has a scheduler of its own, which counts from 0
         self._next_stats_ns = 0
@@ -111,10 +113,14 @@ class Loop:
     def _send_out(self, scheduler: Scheduler) -> None:
         """What goes to the detokenizer, and what goes to the log."""
         spans = self._process.spans
-        detokenizer = self._process.peer("detokenizer")
+        detokenizers = [self._process.peer(name) for name in self._detokenizers]
         for tokens in scheduler.outgoing:
             begun = time.monotonic_ns() if spans.on else 0
-            detokenizer.send(tokens)
+            if len(detokenizers) == 1:
+                detokenizers[0].send(tokens)
+            else:
+                for share, part in split(tokens, len(detokenizers)).items():
+                    detokenizers[share].send(part)
             if begun:
                 spans.add(SEND, begun, tokens.time_ns, len(tokens.rids))
         scheduler.outgoing.clear()
@@ -126,17 +132,24 @@ class Loop:
         """Another process is lost, and has a successor: end the sequences that cannot go on without it."""
         scheduler = self._scheduler
         if scheduler is not None:
-            scheduler.fail(losses.ended_by(lost, scheduler.held()), losses.refusal(lost), now)
+            scheduler.fail(losses.ended_by(lost, scheduler.held(), len(self._detokenizers)), losses.refusal(lost), now)
             self._send_out(scheduler)
         held = list(scheduler.held()) if scheduler is not None else losses.submitted(self._early)
         room = room_of(lost.process)
         if room == "model":
             self._scheduler = None
         elif room == "tokenizer":
-            self._process.peer("detokenizer").send(Held(lost.process, lost.epoch, 0, held))
+            for share, name in enumerate(self._detokenizers):
+                self._process.peer(name).send(Held(lost.process, lost.epoch, share, self._shared(held, share)))
         elif room == "detokenizer":
+            share = number_of(lost.process)
             for name in self._process.names("gateway"):
-                self._process.peer(name).send(Held(lost.process, lost.epoch, 0, held))
+                self._process.peer(name).send(Held(lost.process, lost.epoch, share, self._shared(held, share)))
+
+    def _shared(self, rids: list[int], share: int) -> list[int]:
+        """Those of the sequences that this detokenizer makes the text of."""
+        workers = len(self._detokenizers)
+        return [rid for rid in rids if share_of(rid, workers) == share]
 
     def _handle(self, scheduler: Scheduler, message: Any, now: int) -> None:
         """Pass one message of the ring on to the scheduler."""

@@ -34,7 +34,7 @@ from ipc.control_messages import (
     SetLogLevel,
     Shutdown,
 )
-from ipc.names import model_name, room_of
+from ipc.names import room_of, worker_name
 from ipc.process import EXIT_FATAL
 from ipc.sockets import Inbox, Outbox
 from supervision.child import Child, how_it_ended
@@ -42,6 +42,11 @@ from supervision.child import Child, how_it_ended
 SHUTDOWN_GRACE_S = 5.0  # how long a process may take to leave its loop before it is killed
 DRAIN_GRACE_S = 5.0  # how long after its own deadline the gateway may take to say that it has drained
 LOOK_INTERVAL_S = 0.25  # how often the signs of life are looked at
+COUNTS = {
+    "model": "tensor_parallel_size",
+    "tokenizer": "tokenizer_workers",
+    "detokenizer": "detokenizer_workers",
+}  # the option that says how many processes a room has
 EXIT_LOST = 1  # a process of the ring was lost, and not to be had back
 SUPERVISOR_EPOCH = 1
 
@@ -310,5 +315,6 @@ class Supervisor:
 
 
 def process_names(room: str, options: dict[str, Any]) -> list[str]:
-    """The processes of a room: one, or one a rank of the model."""
-    return [model_name(rank) for rank in range(options["tensor_parallel_size"])] if room == "model" else [room]
+    """The processes of a room: one, or as many as an option says."""
+    count = options[COUNTS[room]] if room in COUNTS else 1
+    return [worker_name(room, index) for index in range(count)]

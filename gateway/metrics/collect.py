@@ -9,6 +9,7 @@ from gateway.metrics.figures import Figures
 from gateway.metrics.ledger import add_all
 from gateway.metrics.requests import RequestMetrics
 from gateway.ring import RingView
+from ipc.names import room_of
 
 
 def collect(ring: RingView, metrics: RequestMetrics, in_flight: Mapping[str, int]) -> Figures:
@@ -24,6 +25,12 @@ def collect(ring: RingView, metrics: RequestMetrics, in_flight: Mapping[str, int
         requests = add_all(ledger.counted(name).get("metrics", {}) for name in gateways)
         in_flight = add_all({"requests": ledger.of(name).get("requests", 0)} for name in gateways)
     names = ledger.processes
+
+    def of_room(room: str) -> Mapping[str, Any]:
+        """What the workers of a kind have counted, all together."""
+        workers = [name for name in names if room_of(name) == room]
+        return ledger.counted(workers[0]) if len(workers) == 1 else add_all(ledger.counted(name) for name in workers)
+
     return Figures(
         model_name=ring.names[0] if ring.names else "",
         states=ring.states,
@@ -33,8 +40,8 @@ def collect(ring: RingView, metrics: RequestMetrics, in_flight: Mapping[str, int
         scheduler_now=ledger.of("scheduler"),
         scheduler=ledger.counted("scheduler"),
         runner=ledger.counted("model"),
-        tokenizer=ledger.counted("tokenizer"),
-        detokenizer=ledger.counted("detokenizer"),
+        tokenizer=of_room("tokenizer"),
+        detokenizer=of_room("detokenizer"),
         requests=requests,
         in_flight=in_flight,
     )

@@ -106,7 +106,7 @@ class ScriptedRing:
         self.special: dict[str, int] = {}  # special tokens of the vocabulary, which otherwise spells by character
         self._rendered: dict[int, str] = {}  # prompts that the gateway asked for to see the template at work
         self.view = RingView([])
-        self.engine = Engine(self._take, self._take_in_scheduler, self.view.admit)
+        self.engine = Engine(lambda _, message: self._take(message), self._take_in_scheduler, self.view.admit)
         self.view.update(MODEL)
         self.set_states()
         self._news = asyncio.Event()
@@ -120,7 +120,9 @@ class ScriptedRing:
 
     def limit_under_way(self, limit: int) -> None:
         """Take the place of the engine by one that lets in no more than this."""
-        self.engine = Engine(self._take, self._take_in_scheduler, self.view.admit, most_under_way=limit)
+        self.engine = Engine(
+            lambda _, message: self._take(message), self._take_in_scheduler, self.view.admit, most_under_way=limit
+        )
 
     def set_states(self, **states: str) -> None:
         """Every process is ready but for those named."""

@@ -19,7 +19,15 @@ def test_defaults_fill_every_section() -> None:
     for cls in SECTIONS.values():
         section(cls, options)
     used = {field.name for cls in SECTIONS.values() for field in fields(cls)}
-    supervisors = {"shutdown_timeout", "log_level", "log_format", "restart_limit", "execute_timeout"}
+    supervisors = {
+        "tokenizer_workers",
+        "detokenizer_workers",
+        "shutdown_timeout",
+        "log_level",
+        "log_format",
+        "restart_limit",
+        "execute_timeout",
+    }
     assert {option.name for option in all_options()} == used | supervisors, "every option has a reader"
     assert "log_level" in {field.name for field in fields(RingConfig)}
 
