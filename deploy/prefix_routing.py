@@ -1,8 +1,8 @@
 """Which replica a prompt goes to: where most of it is cached, or by a hash ring, and never to one that drowns.
 
 An index learns from the KV events of every replica which blocks it holds. An event names blocks by the engine's own
-hashes, which nobody outside of it can compute, but it also tells their tokens and their parent. So the index gives
-each block a key of its own, a chain hash over tokens, and finds a prompt's longest cached prefix by walking its blocks.
+hashes, which nobody outside of it can compute, but it also tells their tokens and their parent. So the index keeps a
+tree for each replica, in which a step down is a block's tokens, and finds a prompt's longest cached prefix by walking.
 
 The rule, in this order:
 
@@ -24,11 +24,10 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
-KEY_BYTES = 16
-ROOT = b""  # the parent of a prompt's first block
-
 Hash = int | bytes  # an engine's own name of a block
-ExtraKeys = Sequence[Any] | None  # what beside its tokens makes a block what it is: the salt of a cache, an adapter
+# A step down the tree: from the parent (None is the root) by what is in the block, its tokens and what else makes it
+# what it is (`extra_keys`: the salt of a cache, an adapter).
+Step = tuple[Hash | None, bytes]
 
 
 class EventError(ValueError):
@@ -40,16 +39,12 @@ class PrefixIndex:
 
     def __init__(self) -> None:
         self.block_size = 0  # in tokens; unknown before the first event
-        self._holders: dict[bytes, set[str]] = {}  # key of a block -> replicas that have it
-        self._keys: dict[str, dict[Hash, bytes]] = {}  # replica -> its name of a block -> key of that block
-
-    def __len__(self) -> int:
-        """How many different blocks are held."""
-        return len(self._holders)
+        self._blocks: dict[str, dict[Hash, Step]] = {}  # replica -> block -> the step that leads to it
+        self._trees: dict[str, dict[Step, Hash]] = {}  # replica -> step -> the block that it leads to
 
     def num_blocks(self, replica: str) -> int:
         """How many blocks of a replica are known."""
-        return len(self._keys.get(replica, ()))
+        return len(self._blocks.get(replica, ()))
 
     def apply(self, replica: str, event: Mapping[str, Any]) -> None:
         """Take in one decoded event of a replica, in the order in which the replica sent them. Raises EventError."""
@@ -71,14 +66,13 @@ class PrefixIndex:
 
     def stored(
         self, replica: str, block_hashes: Sequence[Hash], parent_block_hash: Hash | None, token_ids: Sequence[int],
-        block_size: int, extra_keys: Sequence[ExtraKeys] | None = None,
+        block_size: int, extra_keys: Sequence[Any] | None = None,
     ) -> None:  # fmt: skip
         """A replica has these blocks, each the parent of the next, the first one behind `parent_block_hash`.
 
-        `token_ids` are those of all of them, `block_size` a block. Blocks whose parent is unknown are left out: without
-        what comes before it nobody can find a block. Raises EventError when the sizes do not fit.
+        `token_ids` are those of all of them, `block_size` a block. Raises EventError when the sizes do not fit.
         """
-        if self._holders and block_size != self.block_size:
+        if block_size != self.block_size and any(self._blocks.values()):
             raise EventError(
                 f"{replica} has blocks of {block_size} tokens, other replicas of {self.block_size}: "
                 "give all of them the same --block-size"
@@ -88,69 +82,59 @@ class PrefixIndex:
         extras = [None] * len(block_hashes) if extra_keys is None else extra_keys
         if len(extras) != len(block_hashes):
             raise EventError(f"{replica}: {len(extras)} extra keys for {len(block_hashes)} blocks")
-        names = self._keys.get(replica, {})
-        key = ROOT if parent_block_hash is None else names.get(parent_block_hash)
-        if key is None:
-            return
-        tokens = array("i", token_ids)
-        found: dict[Hash, bytes] = {}
-        for number, (block_hash, extra) in enumerate(zip(block_hashes, extras, strict=True)):
-            key = block_key(key, tokens[number * block_size : (number + 1) * block_size], extra)
-            found[block_hash] = key
-        # A name that meant something else until now: its removal was never heard of.
-        self.removed(replica, [name for name in found if names.get(name, found[name]) != found[name]])
+        steps: dict[Hash, Step] = {}
+        parent = parent_block_hash
+        for block_hash, content, extra in zip(block_hashes, contents(token_ids, block_size), extras, strict=True):
+            steps[block_hash] = parent, content + beside(extra)
+            parent = block_hash
+        self.removed(replica, steps)  # a name that meant something else: its removal was never heard of
         self.block_size = block_size
-        self._keys.setdefault(replica, {}).update(found)
-        for key in found.values():
-            self._holders.setdefault(key, set()).add(replica)
+        self._blocks.setdefault(replica, {}).update(steps)
+        self._trees.setdefault(replica, {}).update({step: block_hash for block_hash, step in steps.items()})
 
     def removed(self, replica: str, block_hashes: Iterable[Hash]) -> None:
         """A replica no longer has these blocks. Unknown ones are none of its."""
-        keys = self._keys.get(replica, {})
+        blocks, tree = self._blocks.get(replica, {}), self._trees.get(replica, {})
         for block_hash in set(block_hashes):
-            key = keys.pop(block_hash, None)
-            if key is not None:
-                self._drop(replica, key)
+            step = blocks.pop(block_hash, None)
+            if step is not None and tree.get(step) == block_hash:
+                del tree[step]
 
     def cleared(self, replica: str) -> None:
         """A replica has no blocks any more, or is gone."""
-        for key in self._keys.pop(replica, {}).values():
-            self._drop(replica, key)
-
-    def _drop(self, replica: str, key: bytes) -> None:
-        holders = self._holders.get(key)
-        if holders is not None:
-            holders.discard(replica)
-            if not holders:
-                del self._holders[key]
+        self._blocks.pop(replica, None)
+        self._trees.pop(replica, None)
 
     def match(self, token_ids: Sequence[int], salt: str = "") -> dict[str, int]:
         """How many of a prompt's leading tokens each replica has; those with none are left out.
 
         `salt` is the request's `cache_salt`. The last token is never among them: it is computed in any case.
         """
-        if not self.block_size or not self._holders:
+        if not any(self._trees.values()):
             return {}
-        found: dict[str, int] = {}
-        tokens = array("i", token_ids)
-        parent, extra = ROOT, (salt,) if salt else None
-        holding: set[str] | None = None  # those that have all blocks so far
-        for start in range(0, (len(tokens) - 1) // self.block_size * self.block_size, self.block_size):
-            end = start + self.block_size
-            parent = block_key(parent, tokens[start:end], extra)
-            extra = None
-            holders = self._holders.get(parent, set())
-            holding = holders if holding is None else holding & holders
-            if not holding:
-                break
-            found.update(dict.fromkeys(holding, end))
+        prompt = contents(token_ids[:-1], self.block_size)
+        if prompt and salt:
+            prompt[0] += beside([salt])
+        found = {}
+        for replica, tree in self._trees.items():
+            block: Hash | None = None
+            depth = 0
+            while depth < len(prompt) and (block := tree.get((block, prompt[depth]))) is not None:
+                depth += 1
+            if depth:
+                found[replica] = depth * self.block_size
         return found
 
 
-def block_key(parent: bytes, tokens: array[int], extra: ExtraKeys) -> bytes:
-    """The key of a block behind `parent`: equal keys mean equal tokens from the first one on."""
-    beside = repr(tuple(extra)).encode() if extra else b""
-    return blake2b(parent + tokens.tobytes() + beside, digest_size=KEY_BYTES).digest()
+def contents(token_ids: Sequence[int], block_size: int) -> list[bytes]:
+    """What is in the full blocks of these tokens."""
+    tokens = array("i", token_ids)
+    return [tokens[end - block_size : end].tobytes() for end in range(block_size, len(tokens) + 1, block_size)]
+
+
+def beside(extra: Iterable[Any] | None) -> bytes:
+    """What a block's extra key adds to its content."""
+    return repr(tuple(extra)).encode() if extra else b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,5 +193,5 @@ def ring_order(replicas: Collection[str], key: bytes) -> list[str]:
     Every key has a ring of its own (rendezvous hashing: Thaler and Ravishankar, 1998), so shares are even without
     virtual nodes, and what a replica leaves behind is spread over all others.
     """
-    digest = blake2b(key, digest_size=KEY_BYTES).digest()
+    digest = blake2b(key, digest_size=16).digest()
     return sorted(replicas, key=lambda replica: blake2b(digest + replica.encode(), digest_size=8).digest())

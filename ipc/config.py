@@ -72,6 +72,10 @@ class SchedulerConfig:
     prefill_delay_steps: int
     enable_log_requests: bool
     step_log: str
+    kv_events_endpoint: str
+    kv_events_replay_endpoint: str
+    kv_events_topic: str
+    kv_events_buffer_steps: int
     tensor_parallel_size: int
 
 

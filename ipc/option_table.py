@@ -65,6 +65,15 @@ def http_url(value: str) -> str | None:
     )
 
 
+def zmq_endpoint(value: str) -> str | None:
+    host = r"(\*|[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.%a-z]+\])"
+    port = re.fullmatch(rf"tcp://{host}:(\d{{1,5}})", value)
+    if not value or re.fullmatch(r"ipc://.+", value) or (port and 0 < int(port[2]) < 65536):
+        return None
+    return "must be like tcp://127.0.0.1:5557 or ipc:///path/of/a/socket"
+
+
+KV_EVENTS_BUFFER_STEPS = 10_000
 POLICIES = ("fcfs", "priority", "sjf", "lpm", "fair")
 
 
@@ -361,6 +370,28 @@ OPTIONS: dict[str, list[Option]] = {
             "share of the GPU's memory for weights and KV cache",
             aliases=("--mem-fraction-static",),
             check=between(0.05, 1.0),
+        ),
+        Option(
+            "kv_events_endpoint",
+            str,
+            "",
+            "ZeroMQ address that publishes which blocks are cached, with their tokens: tcp://127.0.0.1:5557",
+            check=zmq_endpoint,
+        ),
+        Option(
+            "kv_events_replay_endpoint",
+            str,
+            "",
+            "ZeroMQ address where those who missed some of these events get them again: tcp://127.0.0.1:5558",
+            check=zmq_endpoint,
+        ),
+        Option("kv_events_topic", str, "", "topic that these events are published under"),
+        Option(
+            "kv_events_buffer_steps",
+            int,
+            KV_EVENTS_BUFFER_STEPS,
+            "steps whose events are kept for a replay; what was before them comes as one summary",
+            check=between(1, 1_000_000),
         ),
     ],
 }

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from ipc.option_table import OPTIONS, Option, all_options
+from ipc.option_table import KV_EVENTS_BUFFER_STEPS, OPTIONS, Option, all_options
 
 
 class OptionError(ValueError):
@@ -69,10 +69,24 @@ def _check_together(values: Mapping[str, Any]) -> None:
         raise OptionError("--tensor-parallel-size: the mock has no layers to share; only for a real model")
     if not values["enable_metrics"] and not values["vllm_metrics"]:
         raise OptionError("--no-vllm-metrics: needs --enable-metrics, which is off")
+    _check_kv_events(values)
     if values["model"] != "mock":
         for name, neutral in (("mock_profile", "instant"), ("mock_lanes", 1)):
             if values[name] != neutral:
                 raise OptionError(f"--{name.replace('_', '-')}: only for --model mock, not for {values['model']}")
+
+
+def _check_kv_events(values: Mapping[str, Any]) -> None:
+    endpoint, replay_endpoint = values["kv_events_endpoint"], values["kv_events_replay_endpoint"]
+    if endpoint and not values["enable_prefix_caching"]:
+        raise OptionError("--kv-events-endpoint: needs --enable-prefix-caching, which is off")
+    if endpoint and endpoint == replay_endpoint:
+        raise OptionError("--kv-events-replay-endpoint: must differ from --kv-events-endpoint")
+    for name in ("kv_events_replay_endpoint", "kv_events_topic"):
+        if values[name] and not endpoint:
+            raise OptionError(f"--{name.replace('_', '-')}: needs --kv-events-endpoint, where events are published")
+    if values["kv_events_buffer_steps"] != KV_EVENTS_BUFFER_STEPS and not replay_endpoint:
+        raise OptionError("--kv-events-buffer-steps: needs --kv-events-replay-endpoint, where kept steps are asked for")
 
 
 def _checked(option: Option, value: Any) -> Any:

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
 from ipc.codec import Ids
+from scheduler_proc.kv_events import AllBlocksCleared, BlockRemoved, KvEvent
 
 HASH_BYTES = 16
 
@@ -48,6 +49,7 @@ class BlockPool:
         self.caching = caching
         self.evictions = 0
         self.num_shared = 0  # blocks that several sequences hold
+        self.events: list[KvEvent] | None = None  # what happened to known blocks, while somebody wants to know
         self._holders = [0] * num_blocks
         self._hash: list[bytes | None] = [None] * num_blocks
         self._by_hash: dict[bytes, int] = {}
@@ -130,11 +132,16 @@ class BlockPool:
             for holders, block_hash in zip(self._holders[::stride], hashes, strict=True)
         ]
 
-    def register(self, block: int, block_hash: bytes) -> None:
-        """From now on a held, full block can be found by its hash. Of equal blocks the first stays the one found."""
-        if self.caching and self._hash[block] is None and block_hash not in self._by_hash:
-            self._hash[block] = block_hash
-            self._by_hash[block_hash] = block
+    def register(self, block: int, block_hash: bytes) -> bool:
+        """From now on a held, full block can be found by its hash. Of equal blocks the first stays the one found.
+
+        Returns whether this is the one.
+        """
+        if not self.caching or self._hash[block] is not None or block_hash in self._by_hash:
+            return False
+        self._hash[block] = block_hash
+        self._by_hash[block_hash] = block
+        return True
 
     def forget(self, blocks: Iterable[int]) -> None:
         """The content of these blocks is not to be trusted: they can no longer be found."""
@@ -151,6 +158,8 @@ class BlockPool:
         self._cached.clear()
         self._by_hash.clear()
         self._hash = [None] * self.num_blocks
+        if self.events is not None:
+            self.events.append(AllBlocksCleared())
         return freed
 
     def _forget(self, block: int) -> None:
@@ -158,6 +167,16 @@ class BlockPool:
         if block_hash is not None:
             del self._by_hash[block_hash]
             self._hash[block] = None
+            if self.events is not None:
+                self._note_removal(self.events, block_hash)
+
+    @staticmethod
+    def _note_removal(events: list[KvEvent], block_hash: bytes) -> None:
+        """Blocks that go one after the other go in one event."""
+        if events and isinstance(events[-1], BlockRemoved):
+            events[-1].block_hashes.append(block_hash)
+        else:
+            events.append(BlockRemoved([block_hash]))
 
     def check(self) -> None:
         """Raise AssertionError unless every block is in exactly one state and every name leads to its block."""

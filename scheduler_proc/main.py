@@ -1,10 +1,10 @@
-"""The scheduler's process: messages in, plans and tokens out. The only file of this room that does I/O."""
+"""The scheduler's process: messages in, plans and tokens out. With `kv_publisher` the only file here that does I/O."""
 
 from __future__ import annotations
 
 import logging
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 from ipc.config import SchedulerConfig
@@ -15,6 +15,8 @@ from ipc.process import FatalError, Process
 from ipc.spans import ADMIT, PLAN, RESULT, SEND, SUBMIT
 from scheduler_proc import losses
 from scheduler_proc.grammars import Grammars
+from scheduler_proc.kv_events import KvEvent
+from scheduler_proc.kv_publisher import KvPublisher
 from scheduler_proc.life_cycle import Event
 from scheduler_proc.live import live_view
 from scheduler_proc.policies import PolicyError
@@ -30,7 +32,9 @@ log = logging.getLogger(__name__)
 def serve(process: Process) -> None:
     """Schedule until shutdown, from when the runner says what there is to schedule."""
     with ExitStack() as stack:
-        Loop(process, open_step_log(process.config, stack)).run()
+        step_log = open_step_log(process.config, stack)
+        publisher = open_publisher(process.config, stack)
+        Loop(process, step_log, publisher).run()
 
 
 def make_scheduler(runner: RunnerReady, config: SchedulerConfig) -> Scheduler:
@@ -49,6 +53,10 @@ def open_step_log(config: SchedulerConfig, stack: ExitStack) -> StepLog | None:
         raise FatalError(f"--step-log {config.step_log}: {error.strerror}") from error
 
 
+def open_publisher(config: SchedulerConfig, stack: ExitStack) -> KvPublisher | None:
+    return stack.enter_context(closing(KvPublisher(config))) if config.kv_events_endpoint else None
+
+
 class Loop:
     """The loop of this process: all messages that are there, then as many steps as the runner has room for.
 
@@ -56,11 +64,13 @@ class Loop:
     is requests that their gateway has ended, and their Aborts behind them.)
     """
 
-    def __init__(self, process: Process, step_log: StepLog | None) -> None:
+    def __init__(self, process: Process, step_log: StepLog | None, publisher: KvPublisher | None) -> None:
         self._process = process
         self._scheduler: Scheduler | None = None
         self._step_log = step_log
         self._detokenizers = process.names("detokenizer")
+        self._publisher = publisher
+        self._kv_events: list[KvEvent] = []  # of the scheduler, for the publisher
         self._early: list[Any] = []  # messages that wait for a runner
         self._runs = 0  # of the runner: each has a scheduler of its own, which counts from 0
         self._next_stats_ns = 0
@@ -85,6 +95,8 @@ class Loop:
         """There is a runner, with nothing in it."""
         self._scheduler = scheduler = make_scheduler(runner, self._process.config)
         self._runs += 1
+        if self._publisher is not None:
+            self._kv_events = scheduler.record_kv_events()
         # No scheduler before this one has given out such numbers: what comes late for one of those is ignored.
         scheduler.grammars = Grammars(first_number=time.monotonic_ns())
         scheduler.log.every_token = scheduler.log.enabled and log.isEnabledFor(logging.DEBUG)
@@ -111,7 +123,7 @@ class Loop:
         self._publish_stats(scheduler, time.monotonic_ns())
 
     def _send_out(self, scheduler: Scheduler) -> None:
-        """What goes to the detokenizer, and what goes to the log."""
+        """What goes to the detokenizer, to those who follow the cache, and to the log."""
         spans = self._process.spans
         detokenizers = [self._process.peer(name) for name in self._detokenizers]
         for tokens in scheduler.outgoing:
@@ -124,6 +136,9 @@ class Loop:
             if begun:
                 spans.add(SEND, begun, tokens.time_ns, len(tokens.rids))
         scheduler.outgoing.clear()
+        if self._kv_events and self._publisher is not None:
+            self._publisher.publish(self._kv_events)
+            self._kv_events.clear()
         for transition in scheduler.log.entries:
             log.log(logging.DEBUG if transition.event is Event.DECODED else logging.INFO, "%s", transition)
         scheduler.log.entries.clear()
@@ -197,7 +212,11 @@ class Loop:
     def _publish_stats(self, scheduler: Scheduler, now: int) -> None:
         """Often enough for a dashboard, and always before a wait that may be long."""
         if now >= self._next_stats_ns or not scheduler.planner.in_flight:
-            figures = {"runs": self._runs, "retry_after_s": scheduler.retry_after_s(now)}
+            figures = {
+                "runs": self._runs,
+                "retry_after_s": scheduler.retry_after_s(now),
+                "kv_event_batches": self._publisher.num_published if self._publisher else 0,
+            }
             self._process.stats = scheduler.stats() | figures
             self._next_stats_ns = now + STATS_INTERVAL_NS
 

@@ -7,6 +7,7 @@ from operator import attrgetter
 
 from ipc.control_messages import RunnerReady
 from scheduler_proc.blocks import BlockPool, extend_hashes
+from scheduler_proc.kv_events import BlockStored, KvEvent
 from scheduler_proc.sequence import Sequence
 
 _rank = attrgetter("rank")
@@ -80,10 +81,23 @@ class Residents:
         if not self.pool.caching or last <= first:
             return []
         extend_hashes(sequence.hashes, sequence.root, sequence.token_ids, self.pool.block_size)
-        for index in range(first, last):
-            self.pool.register(sequence.blocks[index], sequence.hashes[index])
+        blocks, hashes = sequence.blocks, sequence.hashes
+        new = [index for index in range(first, last) if self.pool.register(blocks[index], hashes[index])]
+        if self.pool.events is not None:
+            self._note_stored(self.pool.events, sequence, new)
         sequence.num_registered = last
-        return sequence.blocks[first:last]
+        return blocks[first:last]
+
+    def _note_stored(self, events: list[KvEvent], sequence: Sequence, new: list[int]) -> None:
+        """Say of some of a sequence's blocks that they can be found; those in a row are in one event."""
+        block_size, hashes = self.pool.block_size, sequence.hashes
+        while new:
+            start = end = new[0]
+            while new and new[0] == end:
+                end = new.pop(0) + 1
+            token_ids = sequence.token_ids[start * block_size : end * block_size]
+            parent = hashes[start - 1] if start else None
+            events.append(BlockStored(hashes[start:end], parent, token_ids, block_size, sequence.cache_salt))
 
     def take_drops(self) -> list[int]:
         """The slots that were given up since the last call."""

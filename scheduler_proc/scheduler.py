@@ -23,6 +23,7 @@ from ipc.control_messages import RunnerReady
 from ipc.messages import ABORT, ERROR, LENGTH, STOP, TIMEOUT, Plan, Prepared, Reading, Refusal, Result, Submit, Tokens
 from scheduler_proc.admission import Admission
 from scheduler_proc.grammars import Grammars
+from scheduler_proc.kv_events import AllBlocksCleared, KvEvent
 from scheduler_proc.life_cycle import END_OF_REASON, Event, State
 from scheduler_proc.life_log import LifeLog
 from scheduler_proc.planner import Planner, take_siblings
@@ -183,6 +184,15 @@ class Scheduler:
                 self._finish(sequence, LENGTH, now)
         self.planner.result_is_in(result.step, now)
         self._flush(now)
+
+    def record_kv_events(self) -> list[KvEvent]:
+        """Note from now on what happens to the blocks of the cache, in the list that this returns.
+
+        It begins with an empty cache, so it is to be called before anything is submitted. The caller empties the list.
+        """
+        events: list[KvEvent] = [AllBlocksCleared()]
+        self.residents.pool.events = events
+        return events
 
     def flush_cache(self) -> int:
         """Forget every cached prefix. Returns how many blocks became free."""

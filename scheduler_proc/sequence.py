@@ -23,12 +23,12 @@ class Sequence:
     """
 
     __slots__ = (
-        "batch_sizes", "blocks", "cached_tokens", "capacity", "choice", "deadline_ns", "discard_until", "execution_ns",
-        "first_step", "first_token_ns", "grammar", "hashes", "is_long", "last_step", "max_length", "min_output",
-        "next_look", "num_planned", "num_read", "num_registered", "num_shared", "num_steps", "num_tokens", "opened",
-        "order", "output", "plain_until", "preemptions", "priority", "prompt_len", "queued_ns", "queued_step", "rank",
-        "received_ns", "request_id", "requeued_ns", "rid", "root", "sampling", "scheduled_ns", "siblings", "slot",
-        "started_ns", "state", "stop_ids", "tenant", "token_ids", "tokenized_ns", "turn",
+        "batch_sizes", "blocks", "cache_salt", "cached_tokens", "capacity", "choice", "deadline_ns", "discard_until",
+        "execution_ns", "first_step", "first_token_ns", "grammar", "hashes", "is_long", "last_step", "max_length",
+        "min_output", "next_look", "num_planned", "num_read", "num_registered", "num_shared", "num_steps", "num_tokens",
+        "opened", "order", "output", "plain_until", "preemptions", "priority", "prompt_len", "queued_ns", "queued_step",
+        "rank", "received_ns", "request_id", "requeued_ns", "rid", "root", "sampling", "scheduled_ns", "siblings",
+        "slot", "started_ns", "state", "stop_ids", "tenant", "token_ids", "tokenized_ns", "turn",
     )  # fmt: skip
 
     def __init__(self, submit: Submit, choice: int, order: int, now: int) -> None:
@@ -63,6 +63,7 @@ class Sequence:
         self.blocks: list[int] = []
         self.capacity = 0  # tokens that its blocks hold
         self.num_shared = 0  # leading blocks that it found in the cache
+        self.cache_salt = submit.cache_salt
         self.root = root_hash(submit.cache_salt)
         self.hashes: list[bytes] = []  # chain hashes of the full blocks of token_ids
         self.num_registered = 0  # how many leading blocks the pool knows by hash, or need not

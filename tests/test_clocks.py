@@ -16,6 +16,7 @@ DATES = {
     "gateway/live.py",
     "gateway/ring.py",
     "gateway/tracing.py",
+    "scheduler_proc/kv_publisher.py",
 }
 
 

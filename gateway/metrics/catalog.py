@@ -245,6 +245,7 @@ CACHE = [
     ),
     counter("quintet_prefix_cache_queried_tokens", "Prompt tokens looked up in it.", _scheduler("prefix_queries")),
     counter("quintet_prefix_cache_evictions", "Cached blocks taken for other content.", _scheduler("evictions")),
+    counter("quintet_kv_event_batches", "Batches of KV events that were published.", _scheduler("kv_event_batches")),
 ]
 
 PROCESSES = [

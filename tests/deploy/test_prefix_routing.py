@@ -75,10 +75,12 @@ def test_the_index_knows_what_each_replica_has(changes: list[Any], prompt: Token
     cached = {name: cache.cached(prompt, salt) for name, cache in caches.items()}
     assert index.match(prompt, salt) == {name: count for name, count in cached.items() if count}
     assert {name: index.num_blocks(name) for name in REPLICAS} == {name: len(caches[name].blocks) for name in REPLICAS}
-    for name in REPLICAS:
+    for name, cache in caches.items():
+        index.removed(name, list(cache.blocks.values()))
+        assert not index._trees.get(name), "nothing is kept of a block that is gone"
         index.cleared(name)
-    assert len(index) == 0
-    assert not index._keys, "nothing is kept of a replica that is gone"
+    assert not index._trees, "nothing is kept of a replica that is gone"
+    assert not index._blocks
 
 
 def test_a_block_is_found_again_when_its_parent_was_away() -> None:
@@ -104,14 +106,25 @@ def test_a_name_that_means_something_else_now_no_longer_means_what_it_did() -> N
     index.stored("a", [1], None, [20, 21], BLOCK)
     assert index.match([10, 11, 12]) == {}
     assert index.match([20, 21, 22]) == {"a": 2}
-    assert len(index) == 1
+    assert index.num_blocks("a") == 1
 
 
-def test_what_stands_behind_an_unknown_block_cannot_be_found() -> None:
+def test_what_stands_behind_an_unknown_block_is_found_as_soon_as_that_is_known() -> None:
     index = PrefixIndex()
-    index.stored("a", [2], 1, [10, 11], BLOCK)
-    assert (len(index), index.match([10, 11, 12])) == (0, {})
-    index.removed("a", [2])
+    index.stored("a", [2], 1, [20, 21], BLOCK)
+    assert index.match([20, 21, 22]) == {}
+    index.stored("a", [1], None, [10, 11], BLOCK)
+    assert index.match([10, 11, 20, 21, 22]) == {"a": 4}
+
+
+def test_all_replicas_have_blocks_of_one_size_until_none_has_any() -> None:
+    index = PrefixIndex()
+    index.stored("a", [1], None, [10, 11], 2)
+    with pytest.raises(EventError, match=r"b has blocks of 1 tokens, other replicas of 2.*same --block-size"):
+        index.stored("b", [1], None, [10], 1)
+    index.cleared("a")
+    index.stored("b", [1], None, [10], 1)
+    assert index.match([10, 11]) == {"b": 1}
 
 
 @pytest.mark.parametrize(
@@ -141,7 +154,7 @@ def test_an_event_that_makes_no_sense_changes_nothing(event: Any, message: str) 
     with pytest.raises(EventError, match=message):
         index.apply("a", event)
     assert index.match([10, 11, 12]) == {"a": 2}
-    assert index.num_blocks("a") == len(index) == 1
+    assert index.num_blocks("a") == 1
 
 
 # -- the rule ----------------------------------------------------------------------------------------------------------

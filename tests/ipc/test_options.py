@@ -105,3 +105,33 @@ def test_config_file_errors(tmp_path: Path, text: str, message: str) -> None:
     file.write_text(text)
     with pytest.raises(OptionError, match=message):
         from_command_line(["--config", str(file)], {})
+
+
+EVENTS = {"kv_events_endpoint": "tcp://127.0.0.1:5557"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"kv_events_endpoint": "5557"}, "--kv-events-endpoint: must be like tcp://127.0.0.1:5557 or ipc://"),
+        ({"kv_events_endpoint": "tcp://127.0.0.1:0"}, "--kv-events-endpoint: must be like"),
+        ({"kv_events_endpoint": "tcp://127.0.0.1:99999"}, "--kv-events-endpoint: must be like"),
+        ({"kv_events_endpoint": "tcp://[::1]"}, "--kv-events-endpoint: must be like"),
+        ({"kv_events_endpoint": "inproc://x"}, "--kv-events-endpoint: must be like"),
+        (EVENTS | {"kv_events_replay_endpoint": "x"}, "--kv-events-replay-endpoint: must be like"),
+        (EVENTS | {"kv_events_buffer_steps": 0}, "--kv-events-buffer-steps: must be between 1 and"),
+        (EVENTS | {"enable_prefix_caching": False}, "--kv-events-endpoint: needs --enable-prefix-caching"),
+        (EVENTS | {"kv_events_replay_endpoint": "tcp://127.0.0.1:5557"}, "must differ from --kv-events-endpoint"),
+        ({"kv_events_replay_endpoint": "tcp://*:5558"}, "--kv-events-replay-endpoint: needs --kv-events-endpoint"),
+        ({"kv_events_topic": "kv"}, "--kv-events-topic: needs --kv-events-endpoint"),
+        (EVENTS | {"kv_events_buffer_steps": 5}, "--kv-events-buffer-steps: needs --kv-events-replay-endpoint"),
+    ],
+)
+def test_what_kv_events_cannot_be(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        complete(values)
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://*:5557", "tcp://localhost:1", "tcp://[::]:65535", "ipc:///tmp/x"])
+def test_where_kv_events_can_be(endpoint: str) -> None:
+    assert complete({"kv_events_endpoint": endpoint})["kv_events_endpoint"] == endpoint

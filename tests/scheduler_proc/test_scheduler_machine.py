@@ -9,7 +9,9 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+from msgpack import packb, unpackb
 
+from deploy.kv_events_consumer import Blocks
 from ipc.codec import Ids
 from ipc.config import SchedulerConfig, section
 from ipc.control_messages import RunnerReady
@@ -17,6 +19,7 @@ from ipc.messages import ABORT, ERROR, LENGTH, STOP, TIMEOUT, Prepared
 from ipc.option_table import POLICIES
 from ipc.options import complete
 from scheduler_proc.grammars import Grammars
+from scheduler_proc.kv_events import as_map, public_name
 from scheduler_proc.scheduler import Scheduler
 from tests.scheduler_proc.fake_runner import EOS, Client, FakeRunner, generate, submit
 
@@ -59,6 +62,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             | ({"max_long_partial_prefills": long_partials} if chunked and long else {})
         )  # fmt: skip
         self.scheduler = Scheduler(ready, section(SchedulerConfig, options))
+        self.kv_events = self.scheduler.record_kv_events()
+        self.known_blocks = Blocks()
         self.scheduler.grammars = Grammars(max_idle=1, first_number=1 << 40)
         self.runner = FakeRunner(ready)
         self.client = Client()
@@ -171,6 +176,15 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.scheduler.residents.pool.check()
 
     @invariant()
+    def the_events_tell_which_blocks_are_known(self) -> None:
+        if hasattr(self, "scheduler"):
+            for event in self.kv_events:
+                self.known_blocks.apply(unpackb(packb(as_map(event))))
+            self.kv_events.clear()
+            pool = self.scheduler.residents.pool
+            assert set(self.known_blocks.by_name) == {public_name(block_hash) for block_hash in pool._by_hash}
+
+    @invariant()
     def tokens_are_right(self) -> None:
         if hasattr(self, "scheduler"):
             for rid, output in self.client.output.items():
@@ -251,6 +265,7 @@ def test_a_thousand_random_events_in_one_life(seed: int) -> None:
     for _ in range(1000):
         rng.choices(events, weights)[0][1]()
         machine.blocks_add_up()
+        machine.the_events_tell_which_blocks_are_known()
         machine.tokens_are_right()
     assert machine.scheduler.planner.preemptions > 10
     machine.teardown()
