@@ -15,7 +15,7 @@ from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 
 from benchmark.server import Server
-from gateway.openapi import ANSWERS
+from gateway.openapi import ANSWERS, STREAMS
 
 CHECKS = [not_a_server_error, response_schema_conformance, status_code_conformance]
 OWN_ENDS = (501, 504)  # what this server does not do, and what takes longer than it may
@@ -49,7 +49,8 @@ def test_answers_are_as_described(server: Server) -> None:
 def _fuzz(operation: Any) -> set[int]:
     """Random requests of an operation, each as it comes, and again as a good one with some of its fields.
 
-    The good ones are there because random words hardly ever make a whole conversation. Returns the statuses seen.
+    The good ones are there because random words hardly ever make a whole conversation; they are sent as they are, too,
+    and streamed. Returns the statuses seen.
     """
     good = [body for path, body in GOOD if path == operation.path]
     statuses = set()
@@ -73,6 +74,13 @@ def _fuzz(operation: Any) -> set[int]:
         case.validate_response(response, checks=CHECKS)
 
     check()
+    streamed = [body | {"stream": True} for body in good] if operation.path in STREAMS else []
+    for body in good + streamed:
+        case = operation.Case(body=body)
+        response = case.call(timeout=30)
+        statuses.add(response.status_code)
+        assert response.status_code == 200, response.text
+        case.validate_response(response, checks=CHECKS)
     return statuses
 
 
