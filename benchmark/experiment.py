@@ -19,14 +19,24 @@ PROFILE = "--mock-profile=seed"
 
 
 @dataclass(frozen=True, slots=True)
+class Replicas:
+    """How many rings there are, and how a prompt finds its way to one of them."""
+
+    count: int = 1
+    router: str = ""  # none for a single ring
+    one_machine: bool = False  # they share its cores; else each has a machine of its own
+
+
+@dataclass(frozen=True, slots=True)
 class Experiment:
     """One scenario with everything that may differ from its preset."""
 
     scenario: Scenario
     stream: bool
-    seed: int  # of the arrivals in an open loop
+    seed: int  # of the arrivals in an open loop, and of pauses to think
     launch: tuple[str, ...]  # what launch.py is started with
     options: Mapping[str, Any]  # and what that makes of every option
+    replicas: Replicas = Replicas()
 
     @property
     def caps(self) -> Caps:
@@ -55,7 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--concurrency", type=_count, default=0, help="requests in flight; 0 keeps the preset")
     parser.add_argument("--timeout-ms", type=_count, default=0, help="deadline of a request; 0 keeps the preset")
     parser.add_argument("--rate", type=_rate, default=0.0, help="arrivals a second, whatever is in flight (open loop)")
-    parser.add_argument("--seed", type=int, default=0, help="of the arrival times of an open loop (default: 0)")
+    parser.add_argument(
+        "--think-s", type=_rate, default=0.0, help="mean seconds between an answer and the next turn of a conversation"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of arrival times and of pauses to think (default: 0)")
     parser.add_argument("--unary", action="store_true", help="ask for whole answers instead of streams")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the main figures as a row (or rows)")
@@ -73,7 +86,10 @@ def experiment(args: argparse.Namespace) -> Experiment:
         concurrency=args.concurrency or preset.concurrency,
         timeout_ms=args.timeout_ms or preset.timeout_ms,
         rate=args.rate or preset.rate,
+        think_s=args.think_s or preset.think_s,
     )
+    if scenario.think_s and scenario.num_turns == 1:
+        raise OptionError(f"--think-s: {scenario.name} has no conversations; take multi_turn")
     launch = (MODEL, *preset.launch, *args.launch)
     try:
         options = from_command_line(launch, os.environ)

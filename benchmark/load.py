@@ -45,7 +45,7 @@ async def warm_up(url: str, scenario: Scenario, stream: bool) -> None:
 
 
 async def send(url: str, scenario: Scenario, stream: bool, seed: int) -> Run:
-    """Send all of a scenario's requests; `seed` is that of the arrivals in an open loop."""
+    """Send all of a scenario's requests; `seed` is that of the arrivals in an open loop, and of pauses."""
     measured: dict[int, Measured] = {}
     chains = scenario.chains()
     async with _client(url, scenario, stream) as client:
@@ -55,7 +55,7 @@ async def send(url: str, scenario: Scenario, stream: bool, seed: int) -> Run:
 
             async def follow_at(chain: Chain, at_s: float) -> None:
                 await asyncio.sleep(started + at_s - time.monotonic())
-                await _follow(client, scenario, chain, measured)
+                await _follow(client, scenario, chain, measured, seed)
 
             arrivals = zip(chains, scenario.arrivals_s(seed), strict=True)
             await asyncio.gather(*(follow_at(chain, at_s) for chain, at_s in arrivals))
@@ -64,7 +64,7 @@ async def send(url: str, scenario: Scenario, stream: bool, seed: int) -> Run:
 
             async def worker() -> None:
                 for chain in waiting:
-                    await _follow(client, scenario, chain, measured)
+                    await _follow(client, scenario, chain, measured, seed)
 
             await asyncio.gather(*(worker() for _ in range(scenario.concurrency)))
         wall_s = time.monotonic() - started
@@ -76,12 +76,14 @@ def _client(url: str, scenario: Scenario, stream: bool) -> Client:
     return Client(url, stream, keep_text=scenario.num_turns > 1)
 
 
-async def _follow(client: Client, scenario: Scenario, chain: Chain, into: dict[int, Measured]) -> None:
+async def _follow(client: Client, scenario: Scenario, chain: Chain, into: dict[int, Measured], seed: int = 0) -> None:
     """The requests of one chain, into `into` by index. Behind one that failed, the others have nothing to go on."""
     timeout_s = scenario.timeout_ms / 1000 + CLIENT_GRACE_S
     prompt = ""
     for index, turn in enumerate(chain.turns, chain.first_index):
         prompt += turn
+        if index > chain.first_index and scenario.think_s:
+            await asyncio.sleep(scenario.pause_s(seed, index))
         into[index] = await client.complete(request_body(scenario, chain, index, prompt), timeout_s)
         if into[index].error:
             for later in range(index + 1, chain.first_index + len(chain.turns)):

@@ -53,6 +53,7 @@ class Scenario:
     warm_up: int = 0  # requests before the figures begin
     rate: float = 0.0  # chains that arrive a second, whatever is in flight; 0 is a closed loop
     burst: int = 1  # chains that arrive at once
+    think_s: float = 0.0  # mean time between an answer and the next turn of its conversation
     launch: tuple[str, ...] = ()  # options that its server needs
 
     def chains(self) -> list[Chain]:
@@ -62,6 +63,10 @@ class Scenario:
         surplus = count * self.num_turns - self.num_requests
         chains[-1] = replace(chains[-1], turns=chains[-1].turns[: self.num_turns - surplus])
         return chains
+
+    def pause_s(self, seed: int, index: int) -> float:
+        """How long a client thinks before it sends request `index`, a later turn of a conversation; exponential."""
+        return random.Random(f"{seed} {index}").expovariate(1 / self.think_s) if self.think_s else 0.0
 
     def arrivals_s(self, seed: int) -> list[float]:
         """When each chain arrives in an open loop: a Poisson process of bursts, in seconds from the start."""

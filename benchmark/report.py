@@ -44,7 +44,10 @@ class Figures:
     caps: Caps
     client: ClientFigures
     server: ServerFigures
-    ratios: Ratios | None  # None for other workloads than those of the bounds
+    ratios: Ratios | None  # None for other workloads than those of the bounds, and for several replicas
+    replicas: int = 1
+    router: str = ""  # in front of several
+    think_s: float = 0.0  # mean pause between the turns of a conversation
 
 
 def figures(kind: str, experiment: Experiment, run: Run, server: ServerFigures) -> Figures:
@@ -68,7 +71,12 @@ def figures(kind: str, experiment: Experiment, run: Run, server: ServerFigures) 
         server=server,
         ratios=ratios(
             scenario.name, scenario.num_requests, concurrency, experiment.profile, experiment.caps, client.req_s
-        ),
+        )
+        if experiment.replicas.count == 1
+        else None,
+        replicas=experiment.replicas.count,
+        router=experiment.replicas.router,
+        think_s=scenario.think_s,
     )
 
 
@@ -82,8 +90,11 @@ def show(console: Console, shown: Figures) -> None:
     table.add_column("what", no_wrap=True)
     table.add_column("figure")
     load = f"{shown.rate:g} arrivals/s" if shown.rate else f"{shown.concurrency} at a time"
+    load += f", {shown.think_s:g} s of thought between turns" if shown.think_s else ""
     way = "streamed" if shown.stream else "unary"
     table.add_row("load", f"{client.requests} requests, {load}, {way}, deadline {shown.timeout_ms} ms")
+    if shown.replicas > 1:
+        table.add_row("replicas", f"{shown.replicas}, {shown.router} routing")
     table.add_row("policy", f"{shown.policy}, {shown.prefill_order}, profile {shown.profile}")
     table.add_row("succeeded / failed", f"{client.succeeded} / {client.failed}")
     table.add_row("throughput", f"{client.req_s:.2f} req/s, {client.output_tok_s:.0f} tok/s over {client.wall_s:.2f} s")
@@ -144,6 +155,8 @@ def row(shown: Figures) -> dict[str, str | int | float | None]:
     return {
         "kind": shown.kind,
         "scenario": shown.scenario,
+        "replicas": shown.replicas,
+        "router": shown.router,
         "policy": shown.policy,
         "prefill_order": shown.prefill_order,
         "lanes": shown.caps.lanes,

@@ -23,6 +23,7 @@ from ipc.codec import Ids
 from ipc.config import ModelConfig, SchedulerConfig, section
 from ipc.messages import REASON_NAMES, Head, Output, Plan, Result, Sampling, Submit, Tail, Tokens
 from model_proc.mock import MockRunner, describe_mock
+from scheduler_proc.kv_events import KvEvent
 from scheduler_proc.scheduler import Scheduler
 
 # The gateway writes and the client reads side by side: a step's text goes from one to the other in parts of this many
@@ -87,22 +88,41 @@ class Part:
     starts_message: bool  # the others belong to the same message
 
 
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where processes run: rings with the same one share its cores, and those with the same loop their time."""
+
+    loop: EventLoop
+    cores: Cores
+
+    @classmethod
+    def of(cls, overheads: Overheads, seed: int, loop: EventLoop | None = None) -> Machine:
+        """One of the kind that the overheads were measured on; `seed` is that of its chance."""
+        loop = loop or EventLoop()
+        return cls(loop, Cores(loop, overheads.cores, [round(1000 * us) for us in overheads.spread_us], seed))
+
+
 class Ring:
     """All processes of one ring, and its client. `loop.run()` lets them work until there is nothing to do."""
 
     def __init__(
-        self, options: Mapping[str, Any], overheads: Overheads, stream: bool, keep_text: bool = False, seed: int = 0
-    ) -> None:
+        self, options: Mapping[str, Any], overheads: Overheads, stream: bool, keep_text: bool = False, seed: int = 0,
+        machine: Machine | None = None, on_kv_events: Callable[[list[KvEvent]], None] | None = None,
+    ) -> None:  # fmt: skip
         """`options` are all options of launch.py; its model is the mock, whatever they say. `seed` is that of chance
-        in the machine.
+        in the machine, which is one of its own unless one is given. `on_kv_events` is called with what each step of the
+        scheduler does to its cache.
 
         Raises PolicyError when the configured policy does not exist.
         """
-        self.loop = EventLoop()
+        machine = machine or Machine.of(overheads, seed)
+        self.loop, cores = machine.loop, machine.cores
         self.steps: list[Step] = []
         config = section(ModelConfig, options)
         self._runner = MockRunner(config, describe_mock(config), clock=lambda: self.loop.now)
         self.scheduler = Scheduler(self._runner.load(), section(SchedulerConfig, options))
+        self._on_kv_events = on_kv_events
+        self._kv_events = self.scheduler.record_kv_events() if on_kv_events else []
         self._stream = stream
         self._keeps_text = keep_text
         self._costs = {name: WorkCost.of(cost) for name, cost in overheads.costs(stream).items()}
@@ -111,9 +131,6 @@ class Ring:
         self._prompt_ids: dict[str, Ids] = {}
         self._step_watch_ns: int | None = None  # when the model's process looks at its runner
         self._deadline_watch_ns: int | None = None  # when the scheduler's process looks at its deadlines
-
-        delays_ns = [round(1000 * us) for us in overheads.spread_us]
-        cores = Cores(self.loop, overheads.cores, delays_ns, seed)
 
         def process(work: Work, takes_all: bool = False) -> Process:
             return Process(self.loop, cores, work, round(1000 * overheads.hop_us), takes_all)
@@ -128,6 +145,10 @@ class Ring:
     def send(self, request: Request) -> None:
         """Have the client send a request."""
         self._client.main.put(request)
+
+    def stats(self) -> dict[str, Any]:
+        """The scheduler's figures of this moment."""
+        return self.scheduler.stats()
 
     def busy_s(self) -> dict[str, float]:
         """Seconds that each process has worked."""
@@ -233,8 +254,12 @@ class Ring:
         outgoing = scheduler.outgoing[:]
         scheduler.outgoing.clear()
         scheduler.log.entries.clear()
+        kv_events = self._kv_events[:]
+        self._kv_events.clear()
 
         def done() -> None:
+            if kv_events and self._on_kv_events is not None:
+                self._on_kv_events(kv_events)
             if plans:
                 self._scheduling.send(self._model, plans)
             if outgoing:

@@ -3,6 +3,8 @@
     python -m benchmark.simulate --scenario cache_miss [the flags of benchmark.scenarios] [-- OPTIONS OF launch.py]
     python -m benchmark.simulate --scenario bursty --sweep --policies fcfs sjf --budgets 512 2048 --rates 20 40 \\
         --lanes 1 4 --json FILE --csv FILE
+    python -m benchmark.simulate --scenario multi_turn --replicas 3 --router prefix [--one-machine]
+    python -m benchmark.simulate --scenario multi_turn --sweep --replicas 1 3 --router random least-loaded prefix
     python -m benchmark.simulate --scenario cache_miss --compare-live [--runs 3]
     python -m benchmark.simulate --calibrate FILE
 
@@ -26,7 +28,8 @@ from rich.table import Table
 from benchmark import scenarios
 from benchmark.calibrate import calibrate
 from benchmark.compare_live import NothingToCompareError, compare, show_comparison
-from benchmark.experiment import Experiment, add_arguments, experiment
+from benchmark.experiment import Experiment, Replicas, add_arguments, experiment
+from benchmark.fleet import ROUTERS
 from benchmark.overheads import DEFAULT, Overheads, OverheadsError, load_overheads, save_overheads
 from benchmark.plot import NoPlotError, check_matplotlib, draw
 from benchmark.report import row, show, wide_console, write, write_csv, write_json, write_markdown
@@ -41,8 +44,9 @@ from scheduler_proc.policies import PolicyError
 
 # Columns of a sweep's table on the screen; the files have all.
 SHOWN = (
-    "policy", "prefill_order", "lanes", "max_num_step_seqs", "max_num_batched_tokens", "rate", "failed", "req_s",
-    "latency_ms", "latency_p99_ms", "ttft_ms", "ttft_p99_ms", "tbt_ms", "mean_batch", "tokens_saved", "preemptions",
+    "replicas", "router", "policy", "prefill_order", "lanes", "max_num_step_seqs", "max_num_batched_tokens", "rate",
+    "failed", "req_s", "latency_ms", "latency_p99_ms", "ttft_ms", "ttft_p99_ms", "tbt_ms", "mean_batch",
+    "tokens_saved", "preemptions",
 )  # fmt: skip
 # How often --compare-live runs a scenario unless told otherwise.
 COMPARED_RUNS = 3
@@ -69,7 +73,10 @@ def run_one(console: Console, asked: Experiment, overheads: Overheads, args: arg
 
 def run_sweep(console: Console, asked: Experiment, overheads: Overheads, args: argparse.Namespace) -> int:
     """Every combination of what --policies, --budgets and so on list."""
-    tried = Sweep(args.policies, args.prefill_orders, args.budgets, args.step_seqs, args.rates, args.lanes)
+    tried = Sweep(
+        args.policies, args.prefill_orders, args.budgets, args.step_seqs, args.rates, args.lanes, args.replicas,
+        args.router,
+    )  # fmt: skip
     found = list(sweep(asked, tried, overheads))
     rows = [row(shown) for shown in found]
     _show_sweep(console, f"{asked.scenario.name}, simulated; 0 is no limit, rate 0 a closed loop", rows)
@@ -130,6 +137,12 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--runs needs --compare-live, and a number that is not negative")
     if args.plot and (args.sweep or args.compare_live):
         parser.error("--plot draws one run: leave out --sweep and --compare-live")
+    if not args.sweep and max(len(args.replicas), len(args.router)) > 1:
+        parser.error("several values of --replicas or --router need --sweep")
+    if max(args.replicas) > 1 and args.compare_live:
+        parser.error("--compare-live starts one ring: leave out --replicas")
+    if max(args.replicas) == 1 and (args.router or args.one_machine):
+        parser.error("--router and --one-machine need --replicas, more than one")
     console = wide_console() if args.sweep else Console()
     try:
         if args.calibrate:
@@ -137,7 +150,9 @@ def main(argv: list[str] | None = None) -> int:
             save_overheads(args.calibrate, overheads, about)
             console.print(asdict(overheads))
             return 0
-        asked, overheads = experiment(args), load_overheads(args.overheads)
+        router = (args.router or ["prefix"])[0] if args.replicas[0] > 1 else ""
+        replicas = Replicas(args.replicas[0], router, args.one_machine)
+        asked, overheads = replace(experiment(args), replicas=replicas), load_overheads(args.overheads)
         if args.sweep:
             return run_sweep(console, asked, overheads, args)
         if args.compare_live:
@@ -161,6 +176,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--runs", type=int, default=0, help=f"of --compare-live, of each kind (default: {COMPARED_RUNS})"
     )
+    fleet = parser.add_argument_group("several rings; more than one value of each with --sweep")
+    fleet.add_argument("--replicas", type=_replica_count, nargs="+", default=[1], help="how many (default: 1)")
+    fleet.add_argument("--router", choices=ROUTERS, nargs="+", default=[], help="who gets a prompt (default: prefix)")
+    fleet.add_argument("--one-machine", action="store_true", help="they share its cores; else each has its own")
     lists = parser.add_argument_group("of --sweep; what is not given stays as it is")
     lists.add_argument("--policies", nargs="+", default=[], help="of --scheduling-policy")
     lists.add_argument("--prefill-orders", nargs="+", default=[], help="of --prefill-order")
@@ -169,6 +188,13 @@ def _parser() -> argparse.ArgumentParser:
     lists.add_argument("--rates", type=float, nargs="+", default=[], help="arrivals a second; 0 is a closed loop")
     lists.add_argument("--lanes", type=int, nargs="+", default=[], help="of --mock-lanes")
     return parser
+
+
+def _replica_count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from benchmark.client import Measured
+from benchmark.fleet import Fleet
 from benchmark.load import PRIMER, Run
 from benchmark.presets import Chain, Scenario
 from benchmark.ring_model import Request, Ring
@@ -13,14 +15,14 @@ from benchmark.ring_model import Request, Ring
 def warm_up(ring: Ring, scenario: Scenario) -> None:
     """Send the primer, and the requests that a scenario wants behind it before it counts."""
     for chain in (PRIMER, *(scenario.chain(0) for _ in range(scenario.warm_up))):
-        _Follower(ring, scenario, {}).follow(chain, lambda: None)
+        _Follower(ring, scenario, {}, 0).follow(chain, lambda: None)
         ring.loop.run()
 
 
-def send(ring: Ring, scenario: Scenario, seed: int) -> Run:
+def send(ring: Ring | Fleet, scenario: Scenario, seed: int) -> Run:
     """Send all of a scenario's requests and let time pass until the last one has ended."""
     measured: dict[int, Measured] = {}
-    follower = _Follower(ring, scenario, measured)
+    follower = _Follower(ring, scenario, measured, seed)
     chains = scenario.chains()
     started_ns, busy_s = ring.loop.now, ring.busy_s()["client"]
     if scenario.rate:
@@ -43,11 +45,12 @@ def send(ring: Ring, scenario: Scenario, seed: int) -> Run:
 class _Follower:
     """Sends the requests of chains, each when the one before it has ended, into `measured` by index."""
 
-    def __init__(self, ring: Ring, scenario: Scenario, measured: dict[int, Measured]) -> None:
+    def __init__(self, ring: Ring | Fleet, scenario: Scenario, measured: dict[int, Measured], seed: int) -> None:
         self.last_end_ns = 0
         self._ring = ring
         self._scenario = scenario
         self._measured = measured
+        self._seed = seed
 
     def start(self, chain: Chain) -> Callable[[], None]:
         """What begins a chain."""
@@ -78,6 +81,8 @@ class _Follower:
                     )
                 then()
             else:
-                self._turn(chain, turn + 1, prompt + measured.text, then)
+                pause_s = self._scenario.pause_s(self._seed, chain.first_index + turn + 1)
+                go_on = partial(self._turn, chain, turn + 1, prompt + measured.text, then)
+                self._ring.loop.after(round(pause_s * 1e9), go_on) if pause_s else go_on()
 
         self._ring.send(Request(prompt, chain.cache_salt or "", self._scenario.timeout_ms, done))

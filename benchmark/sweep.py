@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from benchmark.experiment import Experiment
+from benchmark.experiment import Experiment, Replicas
 from benchmark.overheads import Overheads
 from benchmark.report import Figures
 from benchmark.simulation import simulate
@@ -22,6 +22,8 @@ class Sweep:
     step_seqs: Sequence[int]  # max_num_step_seqs
     rates: Sequence[float]  # arrivals a second; 0 is a closed loop
     lanes: Sequence[int]
+    replicas: Sequence[int] = ()
+    routers: Sequence[str] = ()
 
     def experiments(self, asked: Experiment) -> Iterator[Experiment]:
         """One experiment for each combination, the last list varying fastest. Raises OptionError."""
@@ -38,7 +40,14 @@ class Sweep:
         for flags in product(*columns):
             for rate in self.rates or [asked.scenario.rate]:
                 scenario = replace(asked.scenario, rate=rate)
-                yield asked.with_launch([flag for part in flags for flag in part], scenario=scenario)
+                one = asked.with_launch([flag for part in flags for flag in part], scenario=scenario)
+                yield from (replace(one, replicas=replicas) for replicas in self._replicas(asked.replicas))
+
+    def _replicas(self, asked: Replicas) -> Iterator[Replicas]:
+        """Every number of replicas behind every router; a single one needs none."""
+        for count in self.replicas or [asked.count]:
+            for router in (self.routers or ["prefix"]) if count > 1 else [""]:
+                yield replace(asked, count=count, router=router)
 
 
 def sweep(asked: Experiment, tried: Sweep, overheads: Overheads) -> Iterator[Figures]:

@@ -138,13 +138,15 @@ def test_only_the_mock_is_simulated() -> None:
         simulate(asked("--", "--model=smollm2-135m"), FREE)
 
 
-@pytest.mark.parametrize("scenario", ["mixed_prompt", "multi_turn", "block_pressure"])
-def test_two_processes_with_different_hash_seeds_write_the_same_bytes(scenario: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "scenario", [["mixed_prompt"], ["multi_turn"], ["block_pressure"], ["multi_turn", "--replicas=3"]], ids=" ".join
+)
+def test_two_processes_with_different_hash_seeds_write_the_same_bytes(scenario: list[str], tmp_path: Path) -> None:
     written = []
     for seed in ("1", "2"):
         path = tmp_path / f"{seed}.json"
         subprocess.run(
-            [sys.executable, "-m", "benchmark.simulate", "--scenario", scenario, "--requests", "48", "--rate", "40",
+            [sys.executable, "-m", "benchmark.simulate", "--scenario", *scenario, "--requests", "48", "--rate", "40",
              f"--json={path}", "--", "--scheduling-policy=lpm", "--mock-lanes=2"],
             check=True, cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": seed}, stdout=subprocess.DEVNULL,
         )  # fmt: skip
