@@ -134,7 +134,7 @@ class LLM:
         self._closed = False
         if options.get("restart_limit"):
             raise ValueError("restart_limit: an LLM is not restarted, its caller is told of the loss; use 0")
-        for name in ("tokenizer_workers", "detokenizer_workers"):
+        for name in ("gateway_workers", "tokenizer_workers", "detokenizer_workers"):
             if options.get(name, 1) != 1:
                 raise ValueError(f"{name}: only for a server, an LLM has one of each process")
         self._options = complete({**LIKE_A_CALLER, "model": model, **options, "restart_limit": 0})

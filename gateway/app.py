@@ -12,6 +12,7 @@ from aiohttp import HttpVersion11, hdrs, web
 from gateway.about import About
 from gateway.auth import ANTHROPIC_ROUTES, KeyRing
 from gateway.body import check_length
+from gateway.company import Company
 from gateway.controls import Controls
 from gateway.cors import Cors
 from gateway.dialects.anthropic import Anthropic
@@ -46,25 +47,31 @@ log = logging.getLogger(__name__)
 
 
 def build_app(
-    engine: Engine, ring: RingView, config: GatewayConfig, keys: KeyRing, controls: Controls | None = None
+    engine: Engine,
+    ring: RingView,
+    config: GatewayConfig,
+    keys: KeyRing,
+    controls: Controls | None = None,
+    company: Company | None = None,
 ) -> web.Application:
     """The HTTP application, to be run on `gateway.server.Port`; `keys` open its routes.
 
-    Without `controls`, their routes are missing.
+    Without `controls`, their routes are missing. Without `company` there is no other gateway.
     """
+    company = company or Company()
     metrics = engine.observer.metrics
     max_body_bytes = config.max_body_mib << 20
     intake = Intake(engine, ring, config)
     generation = Generation(intake)
     anthropic = Anthropic(intake)
-    responses = Responses(intake)
+    responses = Responses(intake, company)
     embeddings = Embeddings(intake)
     sglang = SGLang(intake)
     about = About(ring, config)
-    inspection = Inspection(engine, ring)
+    inspection = Inspection(engine, ring, company)
     look_ups = LookUps(engine, ring, max_body_bytes)
-    status = Status(engine, ring)
-    live = Live(engine, ring)
+    status = Status(engine, ring, company)
+    live = Live(engine, ring, company)
     cors = Cors(config.allowed_origins)
     web_page = WebPage()
 
@@ -161,7 +168,7 @@ def build_app(
     if controls is not None:
         controls.add_routes(app, expect)
     if config.enable_metrics:
-        page = MetricsPage(lambda: collect(ring, metrics, engine.in_flight()), config.vllm_metrics)
+        page = MetricsPage(lambda: collect(ring, metrics, engine.in_flight()), config.vllm_metrics, company)
         app.router.add_get("/metrics", page.metrics)
     routes = {resource.canonical for resource in app.router.resources()} - set(UNBUILT)
     metrics.expect([*sorted(routes), OTHER])

@@ -7,6 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
+from gateway.company import Company
 from gateway.log_level import LogLevel
 from gateway.profiling.routes import Profiles
 from gateway.profiling.session import Profiler
@@ -16,8 +17,8 @@ from gateway.ring import RingView
 class Controls:
     """The handlers; `send` takes the name of a process and a message for it."""
 
-    def __init__(self, ring: RingView, profiler: Profiler, send: Callable[[str, Any], None]) -> None:
-        self._profiles = Profiles(profiler)
+    def __init__(self, ring: RingView, profiler: Profiler, send: Callable[[str, Any], None], company: Company) -> None:
+        self._profiles = Profiles(profiler, company)
         self._log_level = LogLevel(ring, send)
 
     def add_routes(self, app: web.Application, expect: Any) -> None:

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from gateway.admission import Admission
@@ -19,12 +20,13 @@ from gateway.errors import ApiError
 from gateway.logprobs import Row, rows_of
 from gateway.losses import Losses
 from gateway.observer import Observer
+from gateway.questions import Questions
 from gateway.request import Job
 from gateway.streams import Sequence, Stream
 from ipc.codec import Ids, Map
 from ipc.control_messages import Held, Lost
-from ipc.messages import Abort, Detokenize, FlushCache, Generate, Inspect, LookUp, Report, Text, Tokenize, Watch
-from ipc.names import number_of, room_of, share_of
+from ipc.messages import Abort, Detokenize, FlushCache, Inspect, LookUp, Report, Text, Tokenize, Watch
+from ipc.names import gateway_of, number_of, room_of, share_of, worker_name
 
 # The scheduler ends a request at its deadline. A request that it has not got by then, or whose end does not come back,
 # is ended here after this time more.
@@ -32,8 +34,6 @@ DEADLINE_GRACE_S = 0.5
 REPORT_PATIENCE_S = 5.0  # how long the scheduler may take for an answer: a few steps
 
 log = logging.getLogger(__name__)
-
-Question = Tokenize | Detokenize | Inspect | FlushCache | Watch
 
 
 class Engine:
@@ -62,12 +62,13 @@ class Engine:
         self._send_scheduler = send_scheduler
         self._admit = admit
         self._next_rid = rids
+        self._gateway = gateway_of(rids)
         self._losses = Losses(tokenizers, detokenizers)
         self._admission = Admission(most_under_way, self.observer.metrics.refuse)
         self._retry_after_s = retry_after_s
         self._live: dict[int, Sequence] = {}
         self._streams: set[Stream] = set()
-        self._look_ups: dict[int, asyncio.Future[Any]] = {}
+        self._questions = Questions()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -83,7 +84,7 @@ class Engine:
         self._admit()
         rids: list[int] = []
         for generate in job.generates:
-            generate.rid = self._take_rids(generate.n)
+            generate.rid = self.take_rids(generate.n)
             rids.extend(range(generate.rid, generate.rid + generate.n))
         self._admission.enter(rids, self._retry_after_s())
         stream = Stream(job, rids)
@@ -96,7 +97,7 @@ class Engine:
         safety_net = self._spread_safety_net(stream)
         try:
             for generate in job.generates:
-                self._send(generate)
+                self._send_tokenizer(self._tokenizer_of(generate.rid), generate)
             self.observer.submitted(job)
             yield stream
         finally:
@@ -121,27 +122,33 @@ class Engine:
         self, text: str | None, chat: dict[str, Any] | None, add_special_tokens: bool, wants_names: bool = False
     ) -> LookUp:
         """The same, with the names that the tokens have in the vocabulary if they are wanted. Raises ApiError."""
-        return await self._look_up(Tokenize(self._take_rids(1), text, chat, add_special_tokens, wants_names))
+        return await self._look_up(Tokenize(self.take_rids(), text, chat, add_special_tokens, wants_names))
 
     async def detokenize(self, token_ids: Ids) -> str:
         """The text of token ids. Raises ApiError."""
-        answer = await self._look_up(Detokenize(self._take_rids(1), token_ids))
+        answer = await self._look_up(Detokenize(self.take_rids(), token_ids))
         return answer.text
 
     async def inspect(self, request_id: str) -> list[Map]:
         """What the scheduler knows of the sequences of a request; empty when it knows none. Raises ApiError 503."""
-        report = await self._ask_scheduler(Inspect(self._take_rids(1), request_id))
+        report = await self._ask_scheduler(Inspect(self.take_rids(), request_id))
         return report.body.get("sequences", [])
 
     async def flush_cache(self) -> int:
         """Have the scheduler forget all cached prefixes; how many blocks became free. Raises ApiError 503."""
-        report = await self._ask_scheduler(FlushCache(self._take_rids(1)))
+        report = await self._ask_scheduler(FlushCache(self.take_rids()))
         return report.body["blocks"]
 
     async def watch(self) -> Map:
         """What is going on in the scheduler. Raises ApiError 503."""
-        report = await self._ask_scheduler(Watch(self._take_rids(1)))
+        report = await self._ask_scheduler(Watch(self.take_rids()))
         return report.body
+
+    def take_rids(self, count: int = 1) -> int:
+        """The first of so many rids that nobody else has, one behind the other."""
+        first = self._next_rid
+        self._next_rid += count
+        return first
 
     @property
     def streams(self) -> Iterable[Stream]:
@@ -154,7 +161,7 @@ class Engine:
 
     def in_flight(self) -> dict[str, int]:
         """HTTP requests for generation, their sequences that have not ended, and questions."""
-        return {"requests": len(self._streams), "sequences": len(self._live), "look_ups": len(self._look_ups)}
+        return {"requests": len(self._streams), "sequences": len(self._live), "look_ups": len(self._questions)}
 
     # -- the ring's side ------------------------------------------------------------------------------------------
 
@@ -185,9 +192,7 @@ class Engine:
                 self.observer.ended(sequence, tail)
 
     def on_answer(self, answer: LookUp | Report) -> None:
-        future = self._look_ups.get(answer.rid)
-        if future is not None and not future.done():
-            future.set_result(answer)
+        self._questions.on_answer(answer)
 
     def on_lost(self, lost: Lost) -> None:
         """A process of the ring is gone: end at once what certainly went with it."""
@@ -196,8 +201,7 @@ class Engine:
             case "scheduler" | "model":
                 self.fail_all(error)
             case "tokenizer":
-                tokenizer = number_of(lost.process)
-                self._fail_look_ups(error, lambda rid: self._tokenizer_of(rid) == tokenizer)
+                self._questions.fail(error, lost.process)
             case "detokenizer":
                 share = number_of(lost.process)
                 for rid, sequence in list(self._live.items()):
@@ -214,7 +218,7 @@ class Engine:
     def fail_all(self, error: ApiError) -> int:
         """End everything in flight with an error; how many requests that were."""
         failed = sum(stream.fail(error) for stream in self._streams)
-        self._fail_look_ups(error)
+        self._questions.fail(error)
         return failed
 
     # -------------------------------------------------------------------------------------------------------------
@@ -227,12 +231,9 @@ class Engine:
         for rid, sequence in list(self._live.items()):
             if rid not in rids and self._losses.concerns(held, rid, sequence.tokenizer):
                 sequence.fail(error)
-        unwanted = [rid for rid in held.rids if rid not in self._live]
+        unwanted = [rid for rid in held.rids if gateway_of(rid) == self._gateway and rid not in self._live]
         if unwanted:
             self._send_scheduler(Abort(unwanted))
-
-    def _send(self, message: Generate | Tokenize | Detokenize) -> None:
-        self._send_tokenizer(self._tokenizer_of(message.rid), message)
 
     def _tokenizer_of(self, rid: int) -> int:
         """The index of the tokenizer that has the request, or the question, of this rid."""
@@ -248,16 +249,6 @@ class Engine:
                 batches.setdefault(self._tokenizer_of(generate.rid), []).extend(of_it)
         for tokenizer, batch in batches.items():
             self._send_tokenizer(tokenizer, Abort(batch))
-
-    def _fail_look_ups(self, error: ApiError, went_with: Callable[[int], bool] = lambda rid: True) -> None:
-        for rid, future in self._look_ups.items():
-            if not future.done() and went_with(rid):
-                future.set_exception(error)
-
-    def _take_rids(self, count: int) -> int:
-        first = self._next_rid
-        self._next_rid += count
-        return first
 
     def _forget(self, stream: Stream) -> None:
         unfinished = [rid for rid in stream.rids if self._live.pop(rid, None) is not None]
@@ -278,27 +269,16 @@ class Engine:
         return asyncio.get_running_loop().call_later(max(0.0, left_s) + DEADLINE_GRACE_S, _time_out, stream)
 
     async def _look_up(self, question: Tokenize | Detokenize) -> LookUp:
-        answer: LookUp = await self._ask(self._send, question)
+        tokenizer = self._tokenizer_of(question.rid)
+        send = partial(self._send_tokenizer, tokenizer)
+        answer: LookUp = await self._questions.ask(worker_name("tokenizer", tokenizer), send, question)
         if answer.refusal is not None:
             raise ApiError.of(answer.refusal)
         return answer
 
     async def _ask_scheduler(self, question: Inspect | FlushCache | Watch) -> Report:
-        try:
-            async with asyncio.timeout(REPORT_PATIENCE_S):
-                return await self._ask(self._send_scheduler, question)
-        except TimeoutError:
-            raise ApiError(503, f"the scheduler gave no answer within {REPORT_PATIENCE_S:g} s") from None
-
-    async def _ask(self, send: Callable[[Any], None], question: Question) -> Any:
-        """Send a question; what comes back under its rid."""
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._look_ups[question.rid] = future
-        try:
-            send(question)
-            return await future
-        finally:
-            del self._look_ups[question.rid]
+        report: Report = await self._questions.ask("scheduler", self._send_scheduler, question, REPORT_PATIENCE_S)
+        return report
 
 
 def _time_out(stream: Stream) -> None:

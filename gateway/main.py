@@ -14,6 +14,7 @@ import uvloop
 from gateway.activity import Activity
 from gateway.app import build_app
 from gateway.auth import is_public, load_keys
+from gateway.company import Company
 from gateway.controls import Controls
 from gateway.engine import Engine
 from gateway.errors import ApiError
@@ -28,6 +29,7 @@ from ipc import faults
 from ipc import log as process_log
 from ipc.control_messages import (
     Beat,
+    Counted,
     Drain,
     Drained,
     Held,
@@ -42,7 +44,7 @@ from ipc.control_messages import (
     StepLimit,
     StopProfile,
 )
-from ipc.messages import LookUp, Report, Text
+from ipc.messages import AskGateway, GatewayReport, LookUp, Report, Text
 from ipc.names import first_rid, number_of
 from ipc.process import FatalError, Process
 from ipc.sockets import AsyncInbox
@@ -76,12 +78,14 @@ class Gateway:
             lambda index, message: tokenizers[index].send(message),
             process.peer("scheduler").send,
             self._ring.admit,
-            first_rid(0, process.ring.epoch),
+            first_rid(number_of(process.name), process.ring.epoch),
             tuple(process.run_of(name) for name in names),
             len(process.names("detokenizer")),
             process.config.max_num_queued_reqs + process.config.max_num_seqs,
             lambda: self._ring.stats("scheduler").get("retry_after_s", 1.0),
         )
+        others = [name for name in process.names("gateway") if name != process.name]
+        self._company = Company(process.name, others, self._send, self._engine.take_rids, self._ring.need)
         self._next_stats = 0.0
         self._profile_file: str = process.config.profile
         self._engine.observer.spans = process.spans
@@ -101,14 +105,14 @@ class Gateway:
         keys = load_keys(config.api_key, config.api_key_file)
         if config.otlp_traces_endpoint:
             self._engine.observer.tracer = RequestTracer(config.otlp_traces_endpoint)
-        controls = Controls(self._ring, self._profiler, lambda name, message: self._process.peer(name).send(message))
+        controls = Controls(self._ring, self._profiler, self._send, self._company)
         tls = server_context(config.ssl_certfile, config.ssl_keyfile, config.ssl_ca_certs)
-        port = Port(build_app(self._engine, self._ring, config, keys, controls), config.root_path)
+        port = Port(build_app(self._engine, self._ring, config, keys, controls, self._company), config.root_path)
         if config.uds:
             url = await port.open_unix(config.uds, tls)
         else:
-            url = await port.open(config.host, config.port, tls)
-        if is_public(config.host) and not config.uds and not keys:
+            url = await port.open(config.host, config.port, tls, shared=config.gateway_workers > 1)
+        if is_public(config.host) and not config.uds and not keys and self._company.is_first:
             log.warning(
                 "%s can be reached from other machines, and everybody who reaches it may use it:"
                 " set --api-key-file or --api-key, or listen on 127.0.0.1",
@@ -147,7 +151,7 @@ class Gateway:
 
     async def _log_activity(self) -> None:
         """One gateway speaks for all."""
-        if number_of(self._process.name) == 0:
+        if self._company.is_first:
             metrics = self._engine.observer.metrics
             await Activity(lambda: collect(self._ring, metrics, self._engine.in_flight())).run()
 
@@ -169,16 +173,21 @@ class Gateway:
             case Lost():
                 self._ring.lose(message.process)  # the RingState that says so may be a batch behind
                 self._engine.on_lost(message)
+                self._company.on_lost(message)
             case Held():
                 self._engine.on_held(message)
             case LookUp() | Report():
                 self._engine.on_answer(message)
+            case AskGateway():
+                self._company.on_question(message)
+            case GatewayReport():
+                self._company.on_answer(message)
             case RingState():
                 self._ring.update(message)
                 if self._ring.obstacle() is None:
-                    self._process.peer("supervisor").send(message)
+                    self._send("supervisor", RingState(message.states, self._process.name))
                     self._profile_from_the_start()
-            case ModelFiles() | Loading() | Beat():
+            case ModelFiles() | Loading() | Beat() | Counted():
                 self._ring.update(message)
             case SetLogLevel(level=level):
                 process_log.set_level(level)
@@ -201,7 +210,7 @@ class Gateway:
     def _profile_from_the_start(self) -> None:
         """What `--profile` asks for, once everybody is ready; one gateway sees to it."""
         file, self._profile_file = self._profile_file, ""
-        if file and number_of(self._process.name) == 0:
+        if file and self._company.is_first:
             starting = self._profiler.start(Wanted(file=Path(file).resolve()))
             self._profile_start = asyncio.get_running_loop().create_task(starting)
             self._profile_start.add_done_callback(_say_why_not)
@@ -219,7 +228,10 @@ class Gateway:
             aborted = self._engine.fail_all(ApiError(503, "the server is shutting down"))
             await self._idle_within(CUT_GRACE_S)
         await self._profiler.close(PROFILE_GRACE_S)
-        self._process.peer("supervisor").send(Drained(self._process.name, aborted))
+        self._send("supervisor", Drained(self._process.name, aborted))
+
+    def _send(self, name: str, message: Any) -> None:
+        self._process.peer(name).send(message)
 
     async def _idle_within(self, timeout_s: float) -> bool:
         try:

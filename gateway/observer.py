@@ -21,6 +21,23 @@ RECORDED = 1 << 14  # sequences in a profile
 log = logging.getLogger(__name__)
 
 
+class Ended:
+    """The last sequences that have ended, for readers who come back for what is new."""
+
+    def __init__(self) -> None:
+        self.count = 0  # of all times
+        self._last: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
+
+    def add(self, entry: dict[str, Any]) -> None:
+        self.count += 1
+        self._last.append(entry)
+
+    def since(self, number: int) -> list[dict[str, Any]]:
+        """Those behind the first `number` of all, as far as they are remembered."""
+        missed = min(self.count - number, len(self._last))
+        return list(self._last)[len(self._last) - missed :]
+
+
 class Observer:
     """The engine tells it what happens; it never waits, and changes nothing."""
 
@@ -31,8 +48,7 @@ class Observer:
         self._recorded: deque[list[Any]] = deque(maxlen=RECORDED)
         self.metrics = RequestMetrics()
         self.tracer: RequestTracer | None = None  # makes a span of each request
-        self.num_ended = 0  # sequences, of all times
-        self._ended: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
+        self.ended_sequences = Ended()
 
     def submitted(self, job: Job) -> None:
         """A request has gone into the ring."""
@@ -75,13 +91,7 @@ class Observer:
         self._over.clear()
         return recorded
 
-    def ended_since(self, number: int) -> list[dict[str, Any]]:
-        """The sequences that ended behind the first `number` of all, as far as they are remembered."""
-        missed = min(self.num_ended - number, len(self._ended))
-        return list(self._ended)[len(self._ended) - missed :]
-
     def _remember(self, sequence: Sequence, reason: str, tail: Tail | None) -> None:
-        self.num_ended += 1
         head, job = sequence.head, sequence.job
         now = time.monotonic_ns()
         entry = {
@@ -110,7 +120,7 @@ class Observer:
                 "execution_ms": _ms(tail.execution_ns),
                 "batch_size": round(tail.batch_size, 2),
             }
-        self._ended.append(entry)
+        self.ended_sequences.add(entry)
 
 
 def _recorded(sequence: Sequence, tail: Tail, delivered_ns: int, sent_ns: int) -> list[Any]:

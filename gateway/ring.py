@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gateway.errors import SHOWN_NAME_CHARS, ApiError, shorten
-from gateway.metrics.ledger import Ledger
-from ipc.control_messages import Beat, Loading, ModelFiles, RingState
+from ipc.control_messages import Beat, Counted, Loading, ModelFiles, RingState
+from ipc.ledger import Ledger
 from ipc.names import room_of
 
 # About how long a start takes.
@@ -31,8 +31,10 @@ class RingView:
         self._loading: Loading | None = None
         self._beats: dict[str, tuple[Beat, float]] = {}
 
-    def update(self, message: RingState | ModelFiles | Loading | Beat) -> None:
+    def update(self, message: RingState | ModelFiles | Loading | Beat | Counted) -> None:
         match message:
+            case Counted():
+                self.ledger.go_on_from(message)
             case RingState():
                 self._states = message.states
             case ModelFiles():
@@ -51,7 +53,7 @@ class RingView:
     @property
     def gateways(self) -> list[str]:
         """The names of all gateways."""
-        return [name for name in self._states if name.partition(".")[0] == "gateway"]
+        return [name for name in self._states if room_of(name) == "gateway"]
 
     @property
     def failed(self) -> list[str]:
@@ -63,11 +65,12 @@ class RingView:
         """The names that clients know the model by; the first one is shown. None before the model is known."""
         return self._served_names or ([self.model.name] if self.model else [])
 
-    def obstacle(self) -> str | None:
-        """Why no request can be served now, as a sentence for the client; None when all is well."""
+    def obstacle(self, but: Sequence[str] = ()) -> str | None:
+        """Why the ring is not ready, as a sentence for the client; None when it is, whatever those in `but` are."""
         if self.draining:
             return "the server is shutting down"
-        waiting = [f"{name} is {state}" for name, state in sorted(self._states.items()) if state != "ready"]
+        states = sorted(self._states.items())
+        waiting = [f"{name} is {state}" for name, state in states if state != "ready" and name not in but]
         if waiting or self.model is None:
             return "the server is not ready: " + (", ".join(waiting) or "the model is not known yet")
         return None
@@ -93,8 +96,8 @@ class RingView:
         return ApiError(503, reason, retry_after_s=max(1.0, self.retry_after_s()))
 
     def admit(self) -> ModelFiles:
-        """The model, when requests can be served now. Raises ApiError 503."""
-        obstacle = self.obstacle()
+        """The model, when requests can be served now. Raises ApiError 503. The other gateways are not needed for it."""
+        obstacle = self.obstacle(but=self.gateways)
         if obstacle is not None or self.model is None:
             raise self.unready(obstacle or "the model is not known yet")
         return self.model

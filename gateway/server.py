@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import resource
 import socket
@@ -20,6 +19,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from gateway import unix_socket
 from gateway.errors import ApiError, shorten
 from gateway.root_path import serve_below
+from ipc.port import why_not
 from ipc.process import FatalError
 
 BACKLOG = 65535  # the kernel cuts it to net.core.somaxconn; who does not fit there hears nothing for a second
@@ -55,8 +55,11 @@ class Port:
         if soft != resource.RLIM_INFINITY and soft < needed:
             resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
-    async def open(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> str:
-        """Bind and serve, HTTPS with `tls`; the URL to reach it by. Port 0 takes a free one. Raises FatalError."""
+    async def open(self, host: str, port: int, tls: ssl.SSLContext | None = None, shared: bool = False) -> str:
+        """Bind and serve, HTTPS with `tls`; the URL to reach it by. Port 0 takes a free one. Raises FatalError.
+
+        With `shared`, other gateways may listen on the same port: the kernel deals out the connections.
+        """
         await self._set_up()
         loop = asyncio.get_running_loop()
         try:
@@ -67,10 +70,11 @@ class Port:
                 backlog=BACKLOG,
                 ssl=tls,
                 ssl_handshake_timeout=None if tls is None else HEAD_DEADLINE_S,
+                reuse_port=shared,
             )
         except OSError as error:
             await self._runner.cleanup()
-            raise FatalError(_why_not(error, host, port)) from None
+            raise FatalError(why_not(error, host, port)) from None
         bound = self._server.sockets[0].getsockname()[1]
         scheme = "http" if tls is None else "https"
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{bound}"
@@ -204,15 +208,3 @@ def connection_of(request: web.BaseRequest) -> Connection:
     connection = request.protocol
     assert isinstance(connection, Connection)
     return connection
-
-
-def _why_not(error: OSError, host: str, port: int) -> str:
-    where = f"port {port} on {host}"
-    match error.errno:
-        case errno.EADDRINUSE:
-            return f"{where} is in use: choose another with --port, or 0 for any free one"
-        case errno.EACCES:
-            return f"{where} needs more rights than this process has: choose one above 1023 with --port"
-        case _:
-            reason = error.strerror or str(error)
-            return f"{where} cannot be opened ({reason}): choose another address with --host and --port"

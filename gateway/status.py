@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from gateway.company import Company
 from gateway.engine import Engine
 from gateway.errors import ApiError
 from gateway.json_response import json_response
@@ -14,9 +15,10 @@ from gateway.ring import RingView
 class Status:
     """The handlers."""
 
-    def __init__(self, engine: Engine, ring: RingView) -> None:
+    def __init__(self, engine: Engine, ring: RingView, company: Company) -> None:
         self._engine = engine
         self._ring = ring
+        self._company = company
 
     async def health(self, request: web.Request) -> web.Response:
         """Whether the server lives or heals itself: it does unless a process is lost for good."""
@@ -40,7 +42,9 @@ class Status:
         return json_response(cards[self._ring.name_for(request.match_info["name"])])
 
     async def loads(self, request: web.Request) -> web.Response:
-        """How full the server is, the last figures of every process, and what this one has in flight."""
+        """How full the server is, the last figures of every process, and what the gateways have in flight."""
         in_flight = self._engine.in_flight()
+        for name in self._company.others:
+            in_flight = {each: count + self._ring.stats(name).get(each, 0) for each, count in in_flight.items()}
         stats = runtime_stats(self._ring.stats("scheduler"), in_flight)
         return json_response(stats | {"processes": self._ring.loads(), "in_flight": in_flight})

@@ -30,6 +30,7 @@ class GatewayConfig:
     ssl_ca_certs: str
     uds: str
     root_path: str
+    gateway_workers: int
     sse_keep_alive_interval: float
     served_model_name: list[str]
     max_body_mib: int

@@ -88,6 +88,7 @@ class RingState:
     """
 
     states: Map  # process name -> "starting", "ready", "lost", or "failed": it will not be restarted
+    gateway: str = ""  # who sends it back
 
 
 @message(39)
@@ -113,6 +114,18 @@ class Shutdown:
     """supervisor -> any process: leave the loop and exit."""
 
 
+@message(48)
+@dataclass(slots=True)
+class Counted:
+    """supervisor -> one of several gateways, at its start: what all processes have reported so far (`ipc.ledger`).
+
+    So the sums that it shows go on from those of its predecessor.
+    """
+
+    now: Map  # process name -> its last figures
+    before: Map  # process name -> what its earlier runs had counted
+
+
 @message(47)
 @dataclass(slots=True)
 class SetLogLevel:
@@ -130,8 +143,7 @@ class SetLogLevel:
 class StartProfile:
     """gateway -> any process: record spans from now on."""
 
-    reply_to: str  # the gateway that asks
-    record: bool  # False only tells another gateway that a profile runs
+    reply_to: str  # the gateway that asks: the first one, of several
     steps: int  # the scheduler says StepLimit after so many; 0 is never
     torch: bool  # the model's process runs the torch profiler as well
     stacks: bool  # with Python stacks

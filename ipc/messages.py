@@ -11,7 +11,8 @@
                                                                   v  |
                                                            model_proc (one per GPU)
 
-Look-ups go to whoever knows the answer, the tokenizer or the scheduler, and the answer comes straight back.
+Look-ups go to whoever knows the answer - the tokenizer, the scheduler, another gateway - and the answer comes straight
+back.
 
 Start-up, health, profiling and recovery have messages of their own, in `ipc.control_messages`: together these two files
 are all that is ever on a wire. A sequence is known by its `rid`; `ipc.names` says how they are made.
@@ -391,3 +392,26 @@ class Report:
 
     rid: int
     body: Map  # of Inspect: {"sequences": [...]}, one entry a choice; empty when nobody is called so
+
+
+@message(22)
+@dataclass(slots=True)
+class AskGateway:
+    """gateway -> another gateway: what it alone knows. Answered with a GatewayReport.
+
+    `gateway.company` lists what may be asked `about`, and with which `details`.
+    """
+
+    rid: int  # of the question
+    about: str
+    details: Map
+
+
+@message(23)
+@dataclass(slots=True)
+class GatewayReport:
+    """gateway -> gateway: the answer to AskGateway, or why there is none."""
+
+    rid: int
+    body: Map
+    refusal: Refusal | None

@@ -38,8 +38,8 @@ def worker_name(room: str, index: int) -> str:
 
 
 def gateway_name(index: int) -> str:
-    """What the gateway of this index is called as a process: the first one needs no number."""
-    return f"gateway.{index}" if index else "gateway"
+    """The name as a process of the gateway of this index."""
+    return worker_name("gateway", index)
 
 
 def share_of(rid: int, workers: int) -> int:
@@ -57,8 +57,8 @@ def worker_of(names: Sequence[str], rid: int) -> str:
 
 
 def model_name(rank: int) -> str:
-    """The name as a process of the model's rank: the first one needs no number."""
-    return f"model.{rank}" if rank else "model"
+    """The name as a process of the model's rank."""
+    return worker_name("model", rank)
 
 
 def room_of(name: str) -> str:

@@ -252,6 +252,7 @@ OPTIONS: dict[str, list[Option]] = {
             check=http_url,
         ),
         Option("tokenizer_threads", int, 2, "threads for chat templates and tokenizing", check=at_least(1)),
+        Option("gateway_workers", int, 1, "processes on the port, sharing its connections", check=between(1, 64)),
         Option("tokenizer_workers", int, 1, "processes that tokenize, sharing the requests", check=between(1, 64)),
         Option("detokenizer_workers", int, 1, "processes that make text, sharing the choices", check=between(1, 64)),
         Option("log_level", str, "info", "how much the processes say", choices=LEVELS),

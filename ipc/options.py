@@ -65,6 +65,8 @@ def _check_together(values: Mapping[str, Any]) -> None:
         raise OptionError("--ssl-ca-certs: needs --ssl-certfile and --ssl-keyfile, for clients show theirs over HTTPS")
     if values["uds"] and values["host"] != "127.0.0.1":
         raise OptionError("--uds: the server listens there and nowhere else; leave --host out")
+    if values["uds"] and values["gateway_workers"] > 1:
+        raise OptionError("--gateway-workers: a Unix socket (--uds) has one listener; several share a port only")
     if values["tensor_parallel_size"] > 1 and values["model"] == "mock":
         raise OptionError("--tensor-parallel-size: the mock has no layers to share; only for a real model")
     if not values["enable_metrics"] and not values["vllm_metrics"]:

@@ -43,8 +43,6 @@ class Profiled:
 
     def start(self, message: StartProfile) -> None:
         """Record from now on."""
-        if not message.record:
-            return
         self._reply_to = message.reply_to
         self.spans.start(message.steps)
         self._with_detail = message.torch and self.detail is not None

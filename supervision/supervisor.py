@@ -34,8 +34,10 @@ from ipc.control_messages import (
     SetLogLevel,
     Shutdown,
 )
+from ipc.ledger import Ledger
 from ipc.names import room_of, worker_name
-from ipc.process import EXIT_FATAL
+from ipc.port import Claim
+from ipc.process import EXIT_FATAL, FatalError
 from ipc.sockets import Inbox, Outbox
 from supervision.child import Child, how_it_ended
 
@@ -43,6 +45,7 @@ SHUTDOWN_GRACE_S = 5.0  # how long a process may take to leave its loop before i
 DRAIN_GRACE_S = 5.0  # how long after its own deadline the gateway may take to say that it has drained
 LOOK_INTERVAL_S = 0.25  # how often the signs of life are looked at
 COUNTS = {
+    "gateway": "gateway_workers",
     "model": "tensor_parallel_size",
     "tokenizer": "tokenizer_workers",
     "detokenizer": "detokenizer_workers",
@@ -79,8 +82,13 @@ class Supervisor:
         for name in {"gateway": None, **self._children}:
             self._next_run(name)
         self._peers = {name: self._outbox(name) for name in self._runs if name != "supervisor"}
+        self._gateways = [name for name in self._runs if room_of(name) == "gateway"]
+        self._serving: set[str] = set()  # gateways that have said that they can serve
+        self._draining: set[str] = set()  # gateways that still have something in flight
+        self._ledger = Ledger() if len(self._gateways) > 1 else None  # for a gateway that takes another one's place
         self._files: ModelFiles | None = None
         self._port = options["port"]  # the one that the gateway got, as soon as it has one
+        self._claim: Claim | None = None  # when several gateways share it
         self._was_ready = False
         self._stop_read, self._stop_write = os.pipe()
         os.set_blocking(self._stop_read, False)
@@ -107,12 +115,18 @@ class Supervisor:
     def run(self) -> int:
         """Start every process and watch over them until the ring has ended."""
         try:
+            if len(self._gateways) > 1:
+                self._claim = Claim(self.options["host"], self._port)
+                self._port = self._claim.port
             for child in self._children.values():
                 self._start(child)
             self._publish_states()
             while self._exit_code is None:
                 self._watch()
             return self._exit_code
+        except FatalError as error:
+            self.fatal = str(error)
+            return EXIT_FATAL
         finally:
             self._end_children()
             self._clean_up()
@@ -146,7 +160,7 @@ class Supervisor:
                 self._start(child)
                 self._publish_states()
         if self._drain_deadline is not None and now > self._drain_deadline:
-            log.warning("the gateway does not drain: stopped without it")
+            log.warning("the %s does not drain: stopped without it", ", ".join(sorted(self._draining)))
             self._exit_code = 0
 
     def _patience_s(self) -> float:
@@ -161,9 +175,15 @@ class Supervisor:
             case Beat(process=name):
                 if name in self._children:
                     self._children[name].on_beat(message, time.monotonic())
-                self._tell("gateway", message)
+                    if self._ledger is not None:
+                        self._ledger.update(message)
+                self._tell_gateways(message)
             case Loading():
-                self._tell("gateway", message)
+                self._tell_gateways(message)
+            case RingState(gateway=name):
+                self._serving |= {name} & {*self._gateways}
+                if len(self._serving) < len(self._gateways):
+                    return  # the last one says it for all
             case ModelFiles() if message != self._files:  # else the model was lost, and is back
                 self._files = message
                 for name in self._runs:
@@ -178,8 +198,8 @@ class Supervisor:
             case SetLogLevel(level=level):
                 self.options["log_level"] = level  # for those that are started from now on
                 process_log.set_level(level)
-            case Drained():
-                self._exit_code = 0
+            case Drained(process=name):
+                self._on_drained(name)
         self._on_event(message)
 
     def _on_ready(self, child: Child, info: dict[str, Any]) -> None:
@@ -232,8 +252,7 @@ class Supervisor:
         if self._stops:
             for member in group:
                 member.restart_at = None  # what runs to its end now gets there without it, or ends with an error
-            if room_of(child.name) == "gateway":
-                self._exit_code = 0
+            self._on_drained(child.name)
         elif child.losses > limit:
             child.state = "failed"
             self._exit_code = EXIT_LOST
@@ -248,6 +267,8 @@ class Supervisor:
         """Give a process that is gone its next epoch, and tell all others."""
         lost = Lost(name, self._runs[name], self._next_run(name))
         self._peers[name].redirect(lost.successor)
+        if self._ledger is not None and name in self._gateways:
+            self._tell(name, self._ledger.export())  # before any beat that comes from now on
         for other in self._children:
             if other != name:
                 self._tell(other, lost)
@@ -259,20 +280,28 @@ class Supervisor:
         return self._newest
 
     def _publish_states(self) -> None:
-        self._tell("gateway", RingState({name: child.state for name, child in self._children.items()}))
+        self._tell_gateways(RingState({name: child.state for name, child in self._children.items()}))
 
     # -- stopping --------------------------------------------------------------------------------------------------
 
     def _on_stop(self) -> None:
         self._stops += 1
-        gateway = self._children.get("gateway")
-        if self._stops > 1 or gateway is None or gateway.state != "ready":
+        children = self._children.values()
+        self._draining = {child.name for child in children if child.name in self._gateways and child.state == "ready"}
+        if self._stops > 1 or not self._draining:
             self._exit_code = 0
             return
         log.info("draining: running requests get %g s to finish", self.options["shutdown_timeout"])
         timeout_s = self.options["shutdown_timeout"]
         self._drain_deadline = time.monotonic() + timeout_s + DRAIN_GRACE_S
-        self._tell("gateway", Drain(timeout_s))
+        self._tell_gateways(Drain(timeout_s))
+
+    def _on_drained(self, name: str) -> None:
+        """This gateway has nothing in flight any more; so has one that is lost."""
+        if name in self._draining:
+            self._draining.remove(name)
+            if not self._draining:
+                self._exit_code = 0
 
     # -- processes -------------------------------------------------------------------------------------------------
 
@@ -300,12 +329,18 @@ class Supervisor:
             peer.close()
         self._inbox.close()
         self._context.term()
+        if self._claim is not None:
+            self._claim.release()
         with self._stop_lock:
             fds = [self._stop_read, self._stop_write]
             self._stop_write = -1  # the number may be another file's by the next call of `stop`
             for fd in fds:
                 os.close(fd)
         shutil.rmtree(self.run_dir, ignore_errors=True)
+
+    def _tell_gateways(self, message: Any) -> None:
+        for name in self._gateways:
+            self._tell(name, message)
 
     def _tell(self, name: str, message: Any) -> None:
         self._peers[name].send(message)

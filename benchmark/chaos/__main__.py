@@ -1,6 +1,7 @@
 """Does the server keep its word while everything happens to it?
 
     python -m benchmark.chaos --minutes 30 [--fault-every 20] [--clients 32] [--seed 0] [--json FILE] [-- OPTIONS]
+    python -m benchmark.chaos -- --model=mock --gateway-workers=2 --tokenizer-workers=2 --detokenizer-workers=2
 
 It starts a server with the mock, loads it with clients that know their answers, and does something to it every few
 seconds: kills or stops one of the five processes, floods it, leaves it, sends it noise, keeps connections idle. In the
@@ -53,15 +54,20 @@ async def settle(url: str) -> dict[str, Any]:
                     "blocks_missing": processes["scheduler"]["blocks_total"]
                     - processes["scheduler"]["blocks_free"]
                     - processes["scheduler"]["blocks_cached"],
-                    "detokenizer_sequences": processes["detokenizer"]["sequences"],
-                    "tokenizer_requests": processes["tokenizer"]["in_pool"],
-                    "gateway_requests": processes["gateway"]["requests"],
+                    "detokenizer_sequences": of_all(processes, "detokenizer", "sequences"),
+                    "tokenizer_requests": of_all(processes, "tokenizer", "in_pool"),
+                    "gateway_requests": of_all(processes, "gateway", "requests"),
                 }
                 async with session.get("/ready") as ready:
                     if ready.status == 200 and not any(books.values()):
                         break
             await asyncio.sleep(0.2)
     return books
+
+
+def of_all(processes: dict[str, Any], kind: str, figure: str) -> int:
+    """A figure of all workers of a kind."""
+    return sum(figures[figure] for name, figures in processes.items() if name.partition(".")[0] == kind)
 
 
 async def run(server: Server, args: argparse.Namespace) -> dict[str, Any]:

@@ -64,8 +64,9 @@ class Harm:
 
     def _signal(self, name: str, number: int) -> None:
         try:
-            process = self._server.processes()[name]
-        except (psutil.Error, KeyError):
+            workers = [process for each, process in self._server.processes().items() if each.split()[0] == name]
+            process = self._random.choice(workers)
+        except (psutil.Error, IndexError):
             return  # it is being restarted
         if name == "gateway":
             # A stopped one is killed a moment later.

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.metrics.figures import Figures
-from gateway.metrics.ledger import add_all
 from gateway.metrics.requests import RequestMetrics
 from gateway.ring import RingView
+from ipc.ledger import add_all
 from ipc.names import room_of
 
 

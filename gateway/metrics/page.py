@@ -1,4 +1,8 @@
-"""GET /metrics: all figures as Prometheus reads them, made once a second at most."""
+"""GET /metrics: all figures as Prometheus reads them, made once a second at most.
+
+Of several gateways the first one makes the page for all: each of them hears of the same counts, but a moment sooner or
+later, and a scraper that comes to one after the other must never see a count fall.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +18,12 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from gateway.company import Company
 from gateway.metrics import catalog
 from gateway.metrics.catalog import OWN, Samples
 from gateway.metrics.figures import Figures
 from gateway.metrics.vllm_names import vllm_metrics
+from ipc.codec import Map
 
 MAX_AGE_S = 1.0  # whoever asks more often gets the same text again
 
@@ -25,20 +31,26 @@ MAX_AGE_S = 1.0  # whoever asks more often gets the same text again
 class MetricsPage:
     """The handler. `figures` gives those of this moment."""
 
-    def __init__(self, figures: Callable[[], Figures], with_vllm_names: bool) -> None:
+    def __init__(self, figures: Callable[[], Figures], with_vllm_names: bool, company: Company) -> None:
         self._figures = figures
+        self._company = company
+        company.answer("metrics", self._page)
         self._with_vllm_names = with_vllm_names
         self._text = b""
         self._made = -MAX_AGE_S  # when, on the monotonic clock
         self._making: asyncio.Task[None] | None = None
 
     async def metrics(self, request: web.Request) -> web.Response:
-        """The metrics of all processes, in Prometheus' text format."""
+        """The metrics of all processes, in Prometheus' text format. Raises ApiError 503 without a first gateway."""
+        page = await self._company.ask_first("metrics", {})
+        return web.Response(body=page["text"], headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+
+    async def _page(self, details: Map) -> Map:
         if self._making is None and time.monotonic() - self._made >= MAX_AGE_S:
             self._making = asyncio.create_task(self._make())
         if self._making is not None:
             await asyncio.shield(self._making)
-        return web.Response(body=self._text, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+        return {"text": self._text}
 
     async def _make(self) -> None:
         """Make the text family by family, so that nobody's tokens wait for more than one of them."""

@@ -1,4 +1,7 @@
-"""POST /start_profile and /stop_profile, with the fields that vLLM's and SGLang's clients send where they fit."""
+"""POST /start_profile and /stop_profile, with the fields that vLLM's and SGLang's clients send where they fit.
+
+Of several gateways the first one sees to it, whichever is asked.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,13 @@ from aiohttp import web
 from pydantic import Field
 
 from gateway.body import read_json
+from gateway.company import Company
 from gateway.errors import refuse
 from gateway.json_response import json_response
 from gateway.profiling.session import Profiler, Wanted
 from gateway.schema import Schema
 from gateway.schemas import parse
+from ipc.codec import Map
 
 MAX_BODY_BYTES = 64 << 10
 MAX_SECONDS = 3600.0
@@ -52,17 +57,26 @@ class ProfileRequest(Schema):
 class Profiles:
     """The handlers."""
 
-    def __init__(self, profiler: Profiler) -> None:
+    def __init__(self, profiler: Profiler, company: Company) -> None:
         self._profiler = profiler
+        self._company = company
+        company.answer("start_profile", self._start)
+        company.answer("stop_profile", self._stop)
 
     async def start(self, request: web.Request) -> web.Response:
         """Let all processes record what they do, for one timeline. Raises ApiError 400, 409 and 500."""
         body = await read_json(request, MAX_BODY_BYTES) if request.can_read_body else {}
-        return json_response(await self._profiler.start(wanted(parse(ProfileRequest, body, UNSUPPORTED))))
+        return json_response(await self._company.ask_first("start_profile", {"body": body}))
 
     async def stop(self, request: web.Request) -> web.Response:
         """End the recording and write the trace: where it is, and its size. Raises ApiError 409 and 500."""
-        return json_response(await self._profiler.stop())
+        return json_response(await self._company.ask_first("stop_profile", {}))
+
+    async def _start(self, details: Map) -> Map:
+        return await self._profiler.start(wanted(parse(ProfileRequest, details["body"], UNSUPPORTED)))
+
+    async def _stop(self, details: Map) -> Map:
+        return await self._profiler.stop()
 
 
 def wanted(request: ProfileRequest) -> Wanted:

@@ -19,6 +19,7 @@ from gateway.profiling.parts import Part
 from gateway.profiling.trace import trace_events
 from gateway.ring import RingView
 from ipc.control_messages import SpanChunk, StartProfile, StopProfile
+from ipc.names import room_of
 from ipc.process import Process
 from ipc.profiling import chunks
 from ipc.spans import Recording
@@ -44,7 +45,8 @@ class Wanted:
 
 
 class Profiler:
-    """Asks the processes for their parts, and writes the trace. What one gateway has started, another may stop."""
+    """Asks the processes for their parts, and writes the trace. Of several gateways the first one has it do so; the
+    others have parts in it."""
 
     def __init__(self, process: Process, ring: RingView, observer: Observer, folder: str) -> None:
         self._process = process
@@ -78,14 +80,9 @@ class Profiler:
         self._path, self._torch = path, wanted.torch
         recorded = []
         for name, state in self._ring.states.items():
-            kind = name.partition(".")[0]
-            record = state == "ready" and (not wanted.processes or kind in wanted.processes)
-            if record:
+            if state == "ready" and (not wanted.processes or room_of(name) in wanted.processes):
                 recorded.append(name)
-            if record or kind == "gateway":
-                message = StartProfile(
-                    self._process.name, record, wanted.steps, wanted.torch, wanted.stacks, wanted.shapes
-                )
+                message = StartProfile(self._process.name, wanted.steps, wanted.torch, wanted.stacks, wanted.shapes)
                 self._send(name, message)
         if wanted.seconds:
             loop = asyncio.get_running_loop()
@@ -117,22 +114,14 @@ class Profiler:
     # -- what the ring brings ------------------------------------------------------------------------------------------
 
     def on_start(self, message: StartProfile) -> None:
-        """This gateway, or another one, has begun a profile."""
-        self._active = True
-        self._torch = message.torch
-        if message.reply_to != self._process.name:
-            self._path = self._new_path("")
-            self._result = None
-        if message.record:
-            self._process.profiled.start(message)
-            self._observer.record(True)
+        """A profile has begun, and this gateway has a part in it."""
+        self._process.profiled.start(message)
+        self._observer.record(True)
 
     def on_stop(self, message: StopProfile) -> None:
-        """This gateway, or another one, has ended it: send what was recorded here."""
+        """It has ended: send what was recorded here."""
         requests = self._observer.record(False)
         recording = self._process.spans.stop() if self._process.spans.on else Recording([], 0)
-        if message.reply_to != self._process.name:
-            self._forget()
         detail = orjson.dumps({"requests": requests}) if requests else b""
         for chunk in chunks(self._process.name, recording, detail):
             if message.reply_to == self._process.name:

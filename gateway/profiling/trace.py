@@ -12,7 +12,7 @@ from dataclasses import fields
 from typing import Any
 
 from gateway.profiling.parts import Part, Recorded
-from ipc.names import number_of
+from ipc.names import gateway_name, gateway_of, number_of
 from ipc.spans import (
     ADMIT,
     COLLECT,
@@ -76,9 +76,8 @@ def trace_events(parts: Mapping[str, Part]) -> Iterator[Event]:
         for tid, track in tracks.items():
             yield {"ph": "M", "name": "thread_name", "pid": pid, "tid": tid, "args": {"name": track}}
             yield {"ph": "M", "name": "thread_sort_index", "pid": pid, "tid": tid, "args": {"sort_index": tid}}
-    gateway = pids.get("gateway", 1)
     for request in requests:
-        yield from _stages(request, gateway, start_ns)
+        yield from _stages(request, pids.get(gateway_name(gateway_of(request.rid)), 1), start_ns)
         yield from _arrows(request, slices, start_ns)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
+from gateway.company import Company
 from gateway.controls import Controls
 from gateway.engine import Engine
 from gateway.parsers import reasoning
@@ -38,6 +39,7 @@ from ipc.messages import (
     Tokenize,
     Watch,
 )
+from ipc.names import first_rid
 from ipc.profiling import Profiled
 
 NAMES = ("gateway", "tokenizer", "scheduler", "model", "detokenizer")
@@ -55,6 +57,7 @@ CONFIG = GatewayConfig(
     ssl_ca_certs="",
     uds="",
     root_path="",
+    gateway_workers=1,
     sse_keep_alive_interval=0.0,
     served_model_name=[],
     max_body_mib=1,
@@ -96,7 +99,8 @@ def is_probe(chat: dict[str, Any]) -> bool:
 class ScriptedRing:
     """Records what the gateway sends; `script`, when set, answers every Generate as it arrives."""
 
-    def __init__(self) -> None:
+    def __init__(self, gateway: int = 0) -> None:
+        """`gateway` is the index of the gateway that it is there for."""
         self.sent: list[Any] = []
         self.asked: list[Inspect | FlushCache | Watch] = []  # of the scheduler
         self.watched: dict[str, Any] = {}  # what it shows to those who watch
@@ -106,14 +110,16 @@ class ScriptedRing:
         self.special: dict[str, int] = {}  # special tokens of the vocabulary, which otherwise spells by character
         self._rendered: dict[int, str] = {}  # prompts that the gateway asked for to see the template at work
         self.view = RingView([])
-        self.engine = Engine(lambda _, message: self._take(message), self._take_in_scheduler, self.view.admit)
+        self.engine = Engine(
+            lambda _, message: self._take(message), self._take_in_scheduler, self.view.admit, first_rid(gateway, 0)
+        )
         self.view.update(MODEL)
         self.set_states()
         self._news = asyncio.Event()
         profiled = Profiled("gateway", self._way_to)
         stub: Any = SimpleNamespace(name="gateway", profiled=profiled, spans=profiled.spans, peer=self._way_to)
         profiler = Profiler(stub, self.view, self.engine.observer, CONFIG.profile_dir)
-        self.controls = Controls(self.view, profiler, lambda name, message: self._way_to(name).send(message))
+        self.controls = Controls(self.view, profiler, lambda name, message: self._way_to(name).send(message), Company())
 
     def _way_to(self, name: str) -> Any:
         return SimpleNamespace(send=self.sent.append)

@@ -75,6 +75,10 @@ class TestUnixSocket:
         with pytest.raises(OptionError, match="--host"):
             complete({"uds": "/run/quintet.sock", "host": "0.0.0.0"})
 
+    def test_several_gateways_cannot_share_it(self) -> None:
+        with pytest.raises(OptionError, match="--gateway-workers: a Unix socket"):
+            complete({"uds": "/run/quintet.sock", "gateway_workers": 2})
+
 
 class TestRootPath:
     @pytest.mark.parametrize(

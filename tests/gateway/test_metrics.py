@@ -15,14 +15,16 @@ import pytest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.company import Company
 from gateway.metrics import buckets
 from gateway.metrics.catalog import OWN
 from gateway.metrics.collect import collect
-from gateway.metrics.ledger import Ledger, add
 from gateway.metrics.page import MetricsPage, families
 from gateway.metrics.requests import RequestMetrics
+from ipc.codec import decode, encode
 from ipc.config import GatewayConfig
 from ipc.control_messages import Beat, RingState
+from ipc.ledger import Ledger, add
 from ipc.messages import LENGTH, Generate
 from scheduler_proc.tally import Tally
 from tests.gateway.scripted_ring import CONFIG, MS, NAMES, ScriptedRing, head, tail
@@ -199,7 +201,7 @@ async def test_a_storm_of_scrapes_makes_one_text(ring: ScriptedRing) -> None:
         made += 1
         return collect(ring.view, RequestMetrics(), {})
 
-    page = MetricsPage(figures, with_vllm_names=True)
+    page = MetricsPage(figures, with_vllm_names=True, company=Company())
     answers = await asyncio.gather(*(page.metrics(None) for _ in range(200)))  # type: ignore[arg-type]
     assert made == 1
     assert len({answer.body for answer in answers}) == 1
@@ -234,6 +236,20 @@ def test_counts_go_on_when_a_process_is_started_again() -> None:
     # A scheduler that begins anew in the same process, because the model did.
     ledger.update(Beat("scheduler", 1, {"steps": 2, "runs": 2, "process": {"started_ns": 3}}))
     assert ledger.counted("scheduler")["steps"] == 14
+
+
+def test_a_gateway_goes_on_from_what_others_have_gathered() -> None:
+    ledger, successors = Ledger(), Ledger()
+    ledger.update(Beat("gateway", 1, {"metrics": {"refused": 2}, "process": {"started_ns": 1}}))
+    ledger.update(Beat("gateway.1", 1, {"metrics": {"refused": 5}, "process": {"started_ns": 1}}))
+    ledger.update(Beat("gateway", 1, {"metrics": {"refused": 1}, "process": {"started_ns": 2}}))
+    _, counted = decode(encode(ledger.export(), epoch=1))
+    successors.go_on_from(counted)
+    for name in ("gateway", "gateway.1"):
+        assert successors.counted(name) == ledger.counted(name)
+    for each in (ledger, successors):  # and from there on both hear of the same
+        each.update(Beat("gateway", 1, {"metrics": {"refused": 4}, "process": {"started_ns": 3}}))
+        assert each.counted("gateway")["metrics"] == {"refused": 7}
 
 
 async def test_gateways_answer_for_each_other(ring: ScriptedRing) -> None:

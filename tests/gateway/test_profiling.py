@@ -19,6 +19,7 @@ import pytest_asyncio
 
 from gateway.app import build_app
 from gateway.auth import KeyRing
+from gateway.company import Company
 from gateway.controls import Controls
 from gateway.profiling import session
 from gateway.profiling.parts import Part, Recorded
@@ -42,7 +43,7 @@ class World:
         ring.engine.observer.spans = profiled.spans
         self.spans = profiled.spans
         self.profiler = Profiler(process, ring.view, ring.engine.observer, str(folder))
-        self.controls = Controls(ring.view, self.profiler, self._send)
+        self.controls = Controls(ring.view, self.profiler, self._send, Company())
 
     def _peer(self, name: str) -> Any:
         return SimpleNamespace(send=lambda message: self._send(name, message))
@@ -221,15 +222,13 @@ async def test_the_end_of_the_server_ends_the_profile(world: World, tmp_path: Pa
     await world.profiler.close(5.0)  # nothing is running any more
 
 
-async def test_another_gateway_may_stop_it(ring: ScriptedRing, world: World) -> None:
-    world.profiler.on_start(StartProfile("gateway.1", True, 0, True, False, False))
+async def test_a_gateway_has_a_part_in_the_profile_of_another(ring: ScriptedRing, world: World) -> None:
+    world.profiler.on_start(StartProfile("gateway.1", 0, True, False, False))
     assert world.spans.on
-    stopped = await world.profiler.stop()
-    assert Path(stopped["trace"]).exists()
-    world.profiler.on_start(StartProfile("gateway.1", True, 0, True, False, False))
     world.profiler.on_stop(StopProfile("gateway.1"))
     assert [message.last for name, message in world.sent if name == "gateway.1"] == [True]
     assert not world.spans.on
+    await world.profiler.close(5.0)  # it is not this one's to end
 
 
 # -- the trace itself -------------------------------------------------------------------------------------------------

@@ -114,3 +114,9 @@ def test_losses_in_a_row_are_counted_and_delay_the_restart() -> None:
 def test_the_offline_api_does_not_pretend_to_restart() -> None:
     with pytest.raises(ValueError, match="restart_limit"):
         LLM("mock", restart_limit=3)
+
+
+@pytest.mark.parametrize("name", ["gateway_workers", "tokenizer_workers", "detokenizer_workers"])
+def test_an_llm_has_one_process_of_each_kind(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}: only for a server"):
+        LLM("mock", **{name: 2})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ipc.control_messages import Beat
+from ipc.control_messages import Beat, Counted
 
 
 class Ledger:
@@ -25,6 +25,14 @@ class Ledger:
         if last is not None and _birth(last) != _birth(beat.stats):
             self._before[beat.process] = add(self._before.get(beat.process, {}), last)
         self._now[beat.process] = beat.stats
+
+    def export(self) -> Counted:
+        """All of it, for another one to go on from."""
+        return Counted({name: dict(figures) for name, figures in self._now.items()}, dict(self._before))
+
+    def go_on_from(self, counted: Counted) -> None:
+        """Take over what another one has gathered, before anything is gathered here."""
+        self._now, self._before = dict(counted.now), dict(counted.before)
 
     def of(self, process: str) -> Mapping[str, Any]:
         """The figures of a process as it reported them; empty before the first report."""
@@ -84,4 +92,5 @@ def _add_lists(one: list[Any], other: list[Any]) -> list[Any]:
 
 def _birth(figures: Mapping[str, Any]) -> Any:
     """What tells a process from its successor, and a scheduler from the next one in the same process."""
-    return figures.get("process", {}).get("started_ns"), figures.get("runs")
+    process = figures.get("process")
+    return process.get("started_ns") if isinstance(process, Mapping) else None, figures.get("runs")
