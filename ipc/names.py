@@ -8,8 +8,6 @@ is named by the first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 RID_BITS = 56
 COUNTER_BITS = 40
 EPOCH_MASK = (1 << (RID_BITS - COUNTER_BITS)) - 1
@@ -49,11 +47,6 @@ def share_of(rid: int, workers: int) -> int:
     are spread evenly whatever n is.
     """
     return ((rid * GOLDEN_RATIO & WORD) >> 32) * workers >> 32
-
-
-def worker_of(names: Sequence[str], rid: int) -> str:
-    """The one of these workers of a kind that has this rid."""
-    return names[share_of(rid, len(names))] if len(names) > 1 else names[0]
 
 
 def model_name(rank: int) -> str:

@@ -21,9 +21,8 @@ class Claim:
         self.port = port
         self._sockets: list[socket.socket] = []
         try:
-            for family, _, _, _, address in socket.getaddrinfo(
-                host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            ):
+            found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            for family, address in dict.fromkeys((each[0], each[4]) for each in found):  # a name may have one twice
                 self._bind(family, (address[0], self.port, *address[2:]))
         except OSError as error:
             self.release()

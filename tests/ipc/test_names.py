@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ipc.names import first_rid, share_of, worker_of
+from ipc.names import first_rid, share_of
 
 
 @pytest.mark.parametrize("workers", [2, 3, 4, 7])
@@ -18,5 +18,4 @@ def test_requests_are_spread_evenly_whatever_their_number_of_choices(workers: in
 
 
 def test_one_worker_has_everything() -> None:
-    assert {worker_of(["tokenizer"], rid) for rid in range(1000)} == {"tokenizer"}
     assert {share_of(rid, 1) for rid in range(1000)} == {0}
