@@ -109,13 +109,10 @@ def show(console: Console, shown: Figures) -> None:
         stages = ", ".join(f"{name.removesuffix('_ms')} {mean:.1f}" for name, mean in client.stages_ms.items())
         table.add_row("stages, mean ms", stages)
     table.add_section()
-    each = ""
-    if server.mean_batch is not None and server.mean_step_ms is not None:
-        each = f", on average of {server.mean_batch:.2f} sequences and {server.mean_step_ms:.2f} ms"
-    table.add_row("steps", f"{server.steps}{each}")
-    table.add_row("prefix cache", f"{server.prefix_hits} of {server.prefix_queries} prompt tokens saved")
-    table.add_row("blocks", ", ".join(f"{name} {count}" for name, count in server.blocks.items()))
-    table.add_row("preemptions / evictions", f"{server.preemptions} / {server.evictions}")
+    if server.steps:
+        _add_server(table, server)
+    else:  # several servers behind one address, which were not asked
+        table.add_row("prefix cache", f"{client.cached_tokens} of {client.prompt_tokens} prompt tokens saved")
     if server.cores:
         table.add_row("cores, each process", ", ".join(f"{name} {share:.2f}" for name, share in server.cores.items()))
         table.add_row("cores, client", f"{client.client_cores:.2f}")
@@ -124,6 +121,16 @@ def show(console: Console, shown: Figures) -> None:
         console.print(f"[red]{count} failed:[/red] {error}", markup=True, highlight=False)
     if client.client_cores > BUSY_CLIENT_CORES:
         console.print(f"The client itself took {client.client_cores:.2f} of a core: it may be what limits the figures.")
+
+
+def _add_server(table: Table, server: ServerFigures) -> None:
+    each = ""
+    if server.mean_batch is not None and server.mean_step_ms is not None:
+        each = f", on average of {server.mean_batch:.2f} sequences and {server.mean_step_ms:.2f} ms"
+    table.add_row("steps", f"{server.steps}{each}")
+    table.add_row("prefix cache", f"{server.prefix_hits} of {server.prefix_queries} prompt tokens saved")
+    table.add_row("blocks", ", ".join(f"{name} {count}" for name, count in server.blocks.items()))
+    table.add_row("preemptions / evictions", f"{server.preemptions} / {server.evictions}")
 
 
 def _milliseconds(spread: Spread) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,7 +26,14 @@ from benchmark.load import Run, send, warm_up
 from benchmark.plot import NoPlotError, check_matplotlib, draw
 from benchmark.report import Figures, figures, show, write
 from benchmark.server import Server, ServerError
-from benchmark.server_figures import NoFiguresError, Snapshot, cores_used, server_figures, snapshot
+from benchmark.server_figures import (
+    HTTP_TIMEOUT_S,
+    NoFiguresError,
+    Snapshot,
+    cores_used,
+    server_figures,
+    snapshot,
+)
 from benchmark.step_log import Step, StepLogError, read_steps
 from ipc.options import OptionError
 
@@ -48,6 +56,24 @@ def measure_at(url: str, asked: Experiment) -> Figures:
     """Run one scenario against a server that runs already. Raises NoFiguresError when it does not give its figures."""
     run, before, after = _between_snapshots(asked, url.rstrip("/"), {})
     return figures("live", asked, run, server_figures(before.scheduler, after.scheduler, [], {}))
+
+
+def measure_behind(url: str, asked: Experiment) -> Figures:
+    """Run one scenario against several replicas behind one address, whose caches are emptied first.
+
+    What each of them counts is not asked: all figures are those that clients get. Raises NoFiguresError when there is
+    nobody who empties caches.
+    """
+    url = url.rstrip("/")
+    try:
+        urllib.request.urlopen(
+            urllib.request.Request(f"{url}/flush_cache", method="POST"), timeout=HTTP_TIMEOUT_S
+        ).close()
+    except OSError as error:
+        raise NoFiguresError(f"{url}/flush_cache: {error}; is a front door of Quintet's replicas there?") from None
+    uvloop.run(warm_up(url, asked.scenario, asked.stream))
+    run = uvloop.run(send(url, asked.scenario, asked.stream, asked.seed))
+    return figures("live", asked, run, server_figures({}, {}, [], {}))
 
 
 def _between_snapshots(

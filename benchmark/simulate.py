@@ -6,6 +6,7 @@
     python -m benchmark.simulate --scenario multi_turn --replicas 3 --router prefix [--one-machine]
     python -m benchmark.simulate --scenario multi_turn --sweep --replicas 1 3 --router random least-loaded prefix
     python -m benchmark.simulate --scenario cache_miss --compare-live [--runs 3]
+    python -m benchmark.simulate --scenario multi_turn --replicas 3 --one-machine --compare-live --base-url URL
     python -m benchmark.simulate --calibrate FILE
 
 The same command gives the same figures, byte for byte, on every machine: nothing of the wall clock enters. What the
@@ -111,7 +112,7 @@ def run_comparison(console: Console, asked: Experiment, overheads: Overheads, ar
     for number in range(args.runs or COMPARED_RUNS):
         one = replace(asked, seed=asked.seed + number)
         simulated.append(simulate(one, overheads)[2])
-        live.append(scenarios.measure(one)[2])
+        live.append(scenarios.measure_behind(args.base_url, one) if args.base_url else scenarios.measure(one)[2])
         show(console, simulated[-1])
         show(console, live[-1])
     found = compare(live, simulated)
@@ -139,8 +140,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--plot draws one run: leave out --sweep and --compare-live")
     if not args.sweep and max(len(args.replicas), len(args.router)) > 1:
         parser.error("several values of --replicas or --router need --sweep")
-    if max(args.replicas) > 1 and args.compare_live:
-        parser.error("--compare-live starts one ring: leave out --replicas")
+    if args.compare_live and (max(args.replicas) > 1) != bool(args.base_url):
+        parser.error("--compare-live starts one ring; several need --base-url, one does without")
+    if args.base_url and not args.compare_live:
+        parser.error("--base-url needs --compare-live")
     if max(args.replicas) == 1 and (args.router or args.one_machine):
         parser.error("--router and --one-machine need --replicas, more than one")
     console = wide_console() if args.sweep else Console()
@@ -179,6 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     fleet = parser.add_argument_group("several rings; more than one value of each with --sweep")
     fleet.add_argument("--replicas", type=_replica_count, nargs="+", default=[1], help="how many (default: 1)")
     fleet.add_argument("--router", choices=ROUTERS, nargs="+", default=[], help="who gets a prompt (default: prefix)")
+    fleet.add_argument("--base-url", default="", help="of --compare-live: where live ones are, such as deploy/ray's")
     fleet.add_argument("--one-machine", action="store_true", help="they share its cores; else each has its own")
     lists = parser.add_argument_group("of --sweep; what is not given stays as it is")
     lists.add_argument("--policies", nargs="+", default=[], help="of --scheduling-policy")

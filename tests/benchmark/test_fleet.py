@@ -107,7 +107,9 @@ def test_a_conversation_waits_between_its_turns() -> None:
         (["--replicas", "2", "3"], "several values of --replicas or --router need --sweep"),
         (["--replicas", "0"], "must be at least 1"),
         (["--replicas", "2", "--router", "best"], "invalid choice: 'best'"),
-        (["--replicas", "2", "--compare-live"], "--compare-live starts one ring"),
+        (["--replicas", "2", "--compare-live"], "--compare-live starts one ring; several need --base-url"),
+        (["--compare-live", "--base-url", "x"], "several need --base-url, one does without"),
+        (["--replicas", "2", "--base-url", "x"], "--base-url needs --compare-live"),
     ],
 )
 def test_flags_that_mean_nothing_are_refused(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmark import control_plane, scenarios
+from benchmark import control_plane, scenarios, simulate
 from benchmark.ring_costs import codec_us, hop_us, spread_us, step_messages
 from benchmark.server import Server
 from ipc.codec import decode, encode
@@ -49,6 +49,23 @@ def test_a_scenario_against_a_server_that_runs(way: list[str], server: Server, t
     # Each turn finds what the turns before it have left in the cache.
     assert found["client"]["cached_tokens"] > 12 * 100
     assert found["server"]["cores"] == {}
+
+
+def test_replicas_behind_one_address_beside_simulated_ones(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "compared.json"
+    argv = ["--scenario", "multi_turn", "--requests", "12", "--concurrency", "2", "--replicas", "2", "--compare-live"]
+    code = simulate.main([*argv, "--runs", "2", f"--base-url={server.url}/", f"--json={path}"])
+    found = json.loads(path.read_text())
+    assert code == (0 if found["comparison"]["agrees"] else 1)
+    saved = [run["client"]["cached_tokens"] for run in found["live"]]
+    assert saved == [found["comparison"]["live_saved"]] * 2, "a run finds nothing of the one before it"
+    assert [run["router"] for run in found["simulated"]] == ["prefix"] * 2
+    assert found["comparison"]["saved_deviation"] == pytest.approx(0, abs=0.1)
+    assert "10 % of throughput and of saved prompt tokens" in capsys.readouterr().out
+    assert simulate.main([*argv, "--base-url=http://127.0.0.1:9"]) == 2
+    assert "http://127.0.0.1:9/flush_cache: " in capsys.readouterr().err
 
 
 def test_failures_are_shown_and_make_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
