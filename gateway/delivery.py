@@ -52,8 +52,7 @@ async def deliver(
         if job.stream:
             return await _stream(request, stream, answer, engine.observer.spans)
         pieces = await stream.all()
-        # Every token of a prompt may come with twenty others: that takes long, and not in the way of everybody.
-        body = await asyncio.to_thread(answer.body, pieces) if job.reads_prompt else answer.body(pieces)
+        body = await _apart_if_long(job, answer.body, pieces)
     return json_response(body)
 
 
@@ -68,7 +67,7 @@ async def _stream(request: web.Request, stream: Stream, answer: Shape, spans: Sp
     try:
         while True:
             begun = time.monotonic_ns() if spans.on else 0
-            events = b"".join(map(answer.events, pieces))
+            events = await _apart_if_long(stream.job, lambda pieces: b"".join(map(answer.events, pieces)), pieces)
             if begun:
                 spans.add(FORMAT, begun, stream.rids[0], len(events))
             if stream.failure is not None:
@@ -82,3 +81,9 @@ async def _stream(request: web.Request, stream: Stream, answer: Shape, spans: Sp
     except Exception:
         log.exception("request %s failed", stream.job.request_id)
         return await writer.finish(answer.failure(ApiError(500, "the request failed inside the server")))
+
+
+async def _apart_if_long(job: Job, shape: Callable[[list[Piece]], bytes], pieces: list[Piece]) -> bytes:
+    """What `shape` makes of the pieces. Every token of a prompt may come with twenty others: that takes long, and not
+    in the way of everybody."""
+    return await asyncio.to_thread(shape, pieces) if job.reads_prompt else shape(pieces)

@@ -35,7 +35,7 @@ def rows_of(columns: Logprobs) -> list[Row]:
     return rows
 
 
-def _most_likely(row: Row, limit: int) -> list[Entry]:
+def most_likely(row: Row, limit: int) -> list[Entry]:
     """The `limit` most likely candidates, in falling order; the chosen one is among them if it is that likely."""
     distinct = {entry.token_id: entry for entry in row}
     return sorted(distinct.values(), key=lambda entry: -entry.logprob)[:limit]
@@ -69,7 +69,7 @@ def chat_logprobs(rows: Iterable[Row], limit: int) -> dict[str, Any]:
     content = []
     for row in rows:
         shown = _chat_entry(row[0])
-        shown["top_logprobs"] = [_chat_entry(entry) for entry in _most_likely(row, limit)]
+        shown["top_logprobs"] = [_chat_entry(entry) for entry in most_likely(row, limit)]
         content.append(shown)
     return {"content": content, "refusal": None}
 
@@ -98,7 +98,7 @@ def completion_logprobs(
         chosen = row[0]
         tokens.append(_name(chosen.piece))
         values.append(chosen.logprob)
-        tops.append({_name(entry.piece): entry.logprob for entry in [chosen, *_most_likely(row, limit)]})
+        tops.append({_name(entry.piece): entry.logprob for entry in [chosen, *most_likely(row, limit)]})
         # Tokens past the end of the text were cut from it: a hidden end of sequence, a stop string.
         offsets.append(offset + max(0, min(position, len(text))))
         position += len(decoder.decode(chosen.piece))

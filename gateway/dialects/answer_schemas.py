@@ -150,6 +150,9 @@ class StopReason(Answer):
     matched: str | int | None
 
 
+TokenEntry = tuple[float | None, int, str | None]  # log-probability, token id, text
+
+
 class MetaInfo(Answer):
     id: str
     finish_reason: Annotated[LengthReason | StopReason, Field(discriminator="type")]
@@ -157,6 +160,10 @@ class MetaInfo(Answer):
     cached_tokens: int
     completion_tokens: int
     e2e_latency: float
+    input_token_logprobs: list[TokenEntry] | None = None
+    input_top_logprobs: list[list[TokenEntry] | None] | None = None
+    output_token_logprobs: list[TokenEntry] | None = None
+    output_top_logprobs: list[list[TokenEntry]] | None = None
 
 
 class Generated(Answer):

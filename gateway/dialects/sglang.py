@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
 from aiohttp import web
 
 from gateway.delivery import deliver
+from gateway.dialects.sglang_answer import GenerateAnswer
 from gateway.dialects.sglang_schemas import UNSUPPORTED, UNSUPPORTED_SAMPLING, GenerateBody, SamplingParams
 from gateway.errors import ApiError, refuse
 from gateway.intake import Intake
 from gateway.parameters import supplied
-from gateway.request import Job, completion_job
+from gateway.request import Envelope, Job, completion_job
+from gateway.ring import RingView
 from gateway.schemas import parse
-from gateway.sse import DONE, event
-from gateway.streams import Piece, Stream
-from gateway.timings import NS_PER_S
-from ipc.messages import LENGTH, Tail
+from ipc.config import GatewayConfig
 
 # What the parameters are called in a text completion.
 _NAMES = {
@@ -44,10 +42,7 @@ class SGLang:
 
         def understand(body: dict[str, Any]) -> tuple[GenerateBody, Job]:
             given = parse_generate(body)
-            try:
-                return given, completion_job(completion_body(given), envelope, intake.ring, intake.config)
-            except ApiError as error:
-                raise _in_own_words(error, given) from None
+            return given, generate_job(given, envelope, intake.ring, intake.config)
 
         given, job = await intake.read(request, understand)
         for generate in job.generates:
@@ -57,7 +52,7 @@ class SGLang:
             given.input_ids is not None and isinstance(given.input_ids[0], list)
         )
         return await deliver(
-            request, intake.engine, job, lambda job, stream: GenerateAnswer(job, stream, is_batch or job.n > 1)
+            request, intake.engine, job, lambda job, stream: GenerateAnswer(given, job, stream, is_batch or job.n > 1)
         )
 
 
@@ -72,7 +67,29 @@ def parse_generate(body: dict[str, Any]) -> GenerateBody:
     given = parse(GenerateBody, body, UNSUPPORTED)
     if (given.text is None) == (given.input_ids is None):
         refuse("text: give either text or input_ids", "text")
+    if not given.return_logprob:
+        for name, neutral in (("logprob_start_len", -1), ("top_logprobs_num", 0)):
+            if getattr(given, name) != neutral:
+                refuse(f"{name}: needs return_logprob to be true", name)
+    if given.shows_prompt and given.stream and given.sampling_params.n > 1:
+        # They come with the first choice, and another one must not wait for it.
+        refuse("logprob_start_len: a stream that tells of its prompt has one choice", "logprob_start_len")
     return given
+
+
+def generate_job(given: GenerateBody, envelope: Envelope, ring: RingView, config: GatewayConfig) -> Job:
+    """A body of /generate as a job. Raises ApiError."""
+    model = ring.admit()
+    if given.shows_prompt and not model.reads_prompts:
+        refuse(f"logprob_start_len: needs a model, and {model.name} computes nothing", "logprob_start_len")
+    try:
+        job = completion_job(completion_body(given), envelope, ring, config)
+    except ApiError as error:
+        raise _in_own_words(error, given) from None
+    if given.shows_prompt:
+        for generate in job.generates:
+            generate.sampling.prompt_logprobs = given.top_logprobs_num
+    return job
 
 
 def completion_body(given: GenerateBody) -> dict[str, Any]:
@@ -83,6 +100,10 @@ def completion_body(given: GenerateBody) -> dict[str, Any]:
         refuse("sampling_params: give only one of json_schema, regex and ebnf", "sampling_params")
     body: dict[str, Any] = {_NAMES.get(name, name): value for name, value in sampling.items()}
     body["structured_outputs"] = structures or None
+    if body["max_tokens"] == 0:
+        body["echo"] = True  # which a completion that only reads its prompt is asked with; there is none here
+    elif given.return_logprob:
+        body["logprobs"] = given.top_logprobs_num
     prompt = given.input_ids if given.text is None else given.text
     return body | {"prompt": prompt, "stream": given.stream, "rid": given.rid, "priority": given.priority}
 
@@ -106,50 +127,3 @@ def _own_path(param: str, given: GenerateBody) -> str:
         if own in SamplingParams.model_fields:
             return f"sampling_params.{own}{rest}"
     return param
-
-
-class GenerateAnswer:
-    """An object for each sequence: a list of them when there may be several."""
-
-    def __init__(self, job: Job, stream: Stream, is_list: bool) -> None:
-        self._job = job
-        self._stream = stream
-        self._is_list = is_list
-        self._texts = [""] * len(stream.sequences)
-
-    def body(self, pieces: list[Piece]) -> bytes:
-        outputs = [self._output(piece) for piece in pieces]
-        return orjson.dumps(outputs if self._is_list else outputs[0])
-
-    def events(self, piece: Piece) -> bytes:
-        output = self._output(piece)
-        if self._is_list:
-            output["index"] = piece.index
-        return event(orjson.dumps(output))
-
-    def closing(self) -> bytes:
-        return DONE
-
-    def failure(self, error: ApiError) -> bytes:
-        return event(orjson.dumps(error.body())) + DONE
-
-    def _output(self, piece: Piece) -> dict[str, Any]:
-        self._texts[piece.index] += piece.text
-        sequence = self._stream.sequences[piece.index]
-        head, tail = sequence.head, piece.tail
-        meta: dict[str, Any] = {
-            "id": self._job.request_id if not self._is_list else f"{self._job.request_id}-{piece.index}",
-            "finish_reason": None if tail is None else _finish_reason(tail),
-            "prompt_tokens": head.prompt_tokens if head is not None else 0,
-            "cached_tokens": head.cached_tokens if head is not None else 0,
-            "completion_tokens": sequence.num_tokens if tail is None else tail.completion_tokens,
-        }
-        if head is not None and tail is not None:
-            meta["e2e_latency"] = round((tail.finished_ns - head.received_ns) / NS_PER_S, 6)
-        return {"text": self._texts[piece.index], "meta_info": meta}
-
-
-def _finish_reason(tail: Tail) -> dict[str, Any]:
-    if tail.reason == LENGTH:
-        return {"type": "length", "length": tail.completion_tokens}
-    return {"type": "stop", "matched": tail.stop_token if tail.stop_string is None else tail.stop_string}

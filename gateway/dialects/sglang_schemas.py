@@ -7,16 +7,12 @@ from typing import Annotated
 from pydantic import Field
 
 from gateway.schema import Schema
-from gateway.schemas import MAX_CHOICES, RequestId, StopStrings, TokenId
+from gateway.schemas import MAX_CHOICES, MAX_LOGPROBS, RequestId, StopStrings, TokenId
 from gateway.structure_schemas import GrammarText, Regex
 
 # Known fields that do not work here -> the values, beside null, that ask for nothing.
 UNSUPPORTED = {
-    "return_logprob": (False,),
-    "logprob_start_len": (-1,),
-    "top_logprobs_num": (0,),
     "token_ids_logprob": (),
-    "return_text_in_logprobs": (False, True),
     "lora_path": (),
     "image_data": (),
     "audio_data": (),
@@ -38,7 +34,7 @@ UNSUPPORTED_SAMPLING = {
 
 
 class SamplingParams(Schema):
-    max_new_tokens: Annotated[int, Field(ge=1)] = 128
+    max_new_tokens: Annotated[int, Field(ge=0)] = 128  # 0 reads the prompt and says nothing
     min_new_tokens: Annotated[int, Field(ge=0)] = 0
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -67,5 +63,14 @@ class GenerateBody(Schema):
     input_ids: list[int] | list[list[int]] | None = None
     sampling_params: SamplingParams = Field(default_factory=SamplingParams)
     stream: bool = False
+    return_logprob: bool = False  # of the tokens of the output, and, with the next one, of the prompt
+    logprob_start_len: Annotated[int, Field(ge=-1)] = -1  # the prompt's from this position on; -1 is none of them
+    top_logprobs_num: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] = 0  # most likely candidates beside each token
+    return_text_in_logprobs: bool = False
     rid: RequestId | None = None
     priority: int | None = None
+
+    @property
+    def shows_prompt(self) -> bool:
+        """Whether the log-probabilities of the prompt's tokens are wanted."""
+        return self.return_logprob and self.logprob_start_len >= 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx2 as httpx
@@ -89,6 +90,24 @@ def test_prompt_logprobs_in_both_dialects(real_server: Server, reference: Any) -
     again: Any = api.completions.create(model="smol", prompt=TEXT, max_tokens=1, extra_body={"prompt_logprobs": 2})
     assert again.choices[0].prompt_logprobs == text.choices[0].prompt_logprobs
     assert again.usage.prompt_tokens_details.cached_tokens == 0
+
+
+def test_prompt_logprobs_of_sglangs_endpoint(real_server: Server, reference: Any) -> None:
+    ids = tokens_of(real_server, TEXT)
+    asked = {"return_logprob": True, "logprob_start_len": 3, "top_logprobs_num": 1, "return_text_in_logprobs": True}
+    body = {"text": TEXT, "sampling_params": {"max_new_tokens": 2, "temperature": 0}} | asked
+    meta = httpx.post(f"{real_server.url}/generate", json=body).json()["meta_info"]
+    values, shown_ids, texts = zip(*meta["input_token_logprobs"], strict=True)
+    assert (values[0], list(shown_ids)) == (None, ids[3:])
+    assert list(values[1:]) == pytest.approx(expected_logprobs(reference, ids)[3:], abs=1e-3)
+    assert TEXT.endswith("".join(texts))
+    # The most likely candidate is what greedy sampling takes.
+    assert [[entry] for entry in meta["output_token_logprobs"]] == meta["output_top_logprobs"]
+    with httpx.stream("POST", f"{real_server.url}/generate", json=body | {"stream": True}) as response:
+        events = [line for line in response.iter_lines() if line.startswith("data: {")]
+    streamed = json.loads(events[-1].removeprefix("data: "))["meta_info"]
+    for name in ("input_token_logprobs", "input_top_logprobs", "output_token_logprobs", "output_top_logprobs"):
+        assert streamed[name] == meta[name]
 
 
 def _check(shown: list[Any], token_ids: list[int], reference: Any) -> None:

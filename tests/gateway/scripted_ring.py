@@ -32,6 +32,7 @@ from ipc.messages import (
     Logprobs,
     LookUp,
     Output,
+    Reading,
     Refusal,
     Report,
     Tail,
@@ -202,6 +203,7 @@ class ScriptedRing:
         rows: list[tuple[int, str, list[int]]] | None = None,
         tails: list[Tail] | None = None,
         logprobs: Logprobs | None = None,
+        readings: list[Reading] | None = None,
     ) -> None:
         """One message to the gateway; a row is a rid, a text and the ids that it stands for."""
         rows = rows or []
@@ -214,6 +216,7 @@ class ScriptedRing:
             logprobs=logprobs,
             tails=tails or [],
             time_ns=1,
+            readings=readings or [],
         )
         _, message = decode(encode(message, epoch=1))
         self.engine.on_text(message)

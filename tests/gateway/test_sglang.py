@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from array import array
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
 import pytest
 
-from ipc.messages import LENGTH, STOP, Generate
-from tests.gateway.answers import events_in, next_event
-from tests.gateway.scripted_ring import ScriptedRing, head, tail
+from ipc.messages import LENGTH, STOP, Generate, Reading
+from tests.gateway.answers import events_in, logprobs_of, next_event
+from tests.gateway.scripted_ring import MODEL, ScriptedRing, head, tail
 
 PATH = "/generate"
 
@@ -129,6 +130,73 @@ async def test_structures(ring: ScriptedRing, http: aiohttp.ClientSession) -> No
         assert (part.kind, part.text, part.param) == (kind, text, f"sampling_params.{name}")
 
 
+PROMPT = [[(7, 0.0, b"A")], [(8, -2.0, b" b"), (9, -0.5, b" c")], [(9, -0.25, b" c"), (9, -0.25, b" c")]]
+OUTPUT = [[(1, -1.5, b"\xf0"), (2, -0.75, b"x")], [(2, -0.125, b"x"), (2, -0.125, b"x")]]
+
+
+@pytest.mark.asyncio
+async def test_log_probabilities(ring: ScriptedRing, http: aiohttp.ClientSession) -> None:
+    def answer(generate: Generate) -> None:
+        readings = [
+            Reading(generate.rid, 0, logprobs_of(PROMPT[:2]), []),
+            Reading(generate.rid, 2, logprobs_of(PROMPT[2:]), []),
+        ]
+        ring.bring(heads=[head(generate.rid)], readings=readings)
+        for position, row in enumerate(OUTPUT):
+            tails = [tail(generate.rid, 2)] if position else []
+            ring.bring(rows=[(generate.rid, "x", [position])], tails=tails, logprobs=logprobs_of([row]))
+
+    ring.script = answer
+    asked = {"text": "x", "return_logprob": True, "logprob_start_len": 1, "top_logprobs_num": 1}
+    async with http.post(PATH, json=asked | {"return_text_in_logprobs": True}) as response:
+        whole = (await response.json())["meta_info"]
+    assert whole["input_token_logprobs"] == [[None, 8, " b"], [-0.25, 9, " c"]]
+    assert whole["input_top_logprobs"] == [None, [[-0.25, 9, " c"]]]
+    assert whole["output_token_logprobs"] == [[-1.5, 1, "\ufffd"], [-0.125, 2, "x"]]
+    assert whole["output_top_logprobs"] == [[[-0.75, 2, "x"]], [[-0.125, 2, "x"]]]
+    sampling = (await ring.next(Generate)).sampling
+    assert (sampling.logprobs, sampling.prompt_logprobs) == (1, 1)
+    async with http.post(PATH, json=asked | {"stream": True}) as response:
+        last = events_in(await response.read())[-1]["meta_info"]
+    assert last["input_token_logprobs"] == [[None, 8, None], [-0.25, 9, None]]
+    assert last["output_token_logprobs"] == [[-1.5, 1, None], [-0.125, 2, None]]
+    await ring.next(Generate)
+    async with http.post(PATH, json={"text": "x", "return_logprob": True}) as response:
+        bare = (await response.json())["meta_info"]
+    assert (bare["input_token_logprobs"], "output_top_logprobs" in bare) == ([], False)
+    assert [value for value, *_ in bare["output_token_logprobs"]] == [-1.5, -0.125]
+    sampling = (await ring.next(Generate)).sampling
+    assert (sampling.logprobs, sampling.prompt_logprobs) == (0, -1)
+
+
+@pytest.mark.asyncio
+async def test_no_new_tokens_reads_the_prompt_alone(ring: ScriptedRing, http: aiohttp.ClientSession) -> None:
+    def answer(generate: Generate) -> None:
+        ring.bring(heads=[head(generate.rid)], readings=[Reading(generate.rid, 0, logprobs_of(PROMPT), [])])
+        ring.bring(tails=[tail(generate.rid, 0, LENGTH)])
+
+    ring.script = answer
+    body = {"text": "x", "sampling_params": {"max_new_tokens": 0}, "return_logprob": True, "logprob_start_len": 0}
+    for is_stream in (False, True):
+        async with http.post(PATH, json=body | {"stream": is_stream}) as response:
+            assert response.status == 200, await response.text()
+            [answer_] = events_in(await response.read()) if is_stream else [await response.json()]
+        meta = answer_["meta_info"]
+        assert (answer_["text"], meta["output_token_logprobs"]) == ("", [])
+        assert [value for value, *_ in meta["input_token_logprobs"]] == [None, -2.0, -0.25]
+        sampling = (await ring.next(Generate)).sampling
+        assert (sampling.prompt_only, sampling.prompt_logprobs) == (True, 0)
+
+
+@pytest.mark.asyncio
+async def test_a_model_that_computes_nothing_has_no_prompt_logprobs(
+    ring: ScriptedRing, http: aiohttp.ClientSession
+) -> None:
+    ring.view.update(replace(MODEL, reads_prompts=False))
+    async with http.post(PATH, json={"text": "x", "return_logprob": True, "logprob_start_len": 0}) as response:
+        assert (response.status, (await response.json())["error"]["param"]) == (400, "logprob_start_len")
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({}, "text"),
     ({"text": "x", "input_ids": [1]}, "text"),
@@ -138,7 +206,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"input_ids": []}, "input_ids"),
     ({"input_ids": [500]}, "input_ids"),
     ({"input_ids": ["a"]}, "input_ids[0]"),
-    ({"text": "x", "sampling_params": {"max_new_tokens": 0}}, "sampling_params.max_new_tokens"),
+    ({"text": "x", "sampling_params": {"max_new_tokens": -1}}, "sampling_params.max_new_tokens"),
     ({"text": "x", "sampling_params": {"max_new_tokens": 2, "min_new_tokens": 3}}, "sampling_params.min_new_tokens"),
     ({"text": "x", "sampling_params": {"temperature": "1"}}, "sampling_params.temperature"),
     ({"text": "x", "sampling_params": {"n": 2, "temperature": 0}}, "sampling_params.n"),
@@ -150,7 +218,16 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"text": "x", "sampling_params": {"structural_tag": "a"}}, "sampling_params.structural_tag"),
     ({"text": "x", "sampling_params": {"nonsense": 1}}, "sampling_params.nonsense"),
     ({"text": "x", "sampling_params": []}, "sampling_params"),
-    ({"text": "x", "return_logprob": True}, "return_logprob"),
+    ({"text": "x", "return_logprob": "yes"}, "return_logprob"),
+    ({"text": "x", "logprob_start_len": 0}, "logprob_start_len"),
+    ({"text": "x", "top_logprobs_num": 1}, "top_logprobs_num"),
+    ({"text": "x", "return_logprob": True, "top_logprobs_num": 21}, "top_logprobs_num"),
+    ({"text": "x", "return_logprob": True, "logprob_start_len": -2}, "logprob_start_len"),
+    (
+        {"text": "x", "return_logprob": True, "logprob_start_len": 0, "stream": True, "sampling_params": {"n": 2}},
+        "logprob_start_len",
+    ),
+    ({"text": "x", "token_ids_logprob": [1]}, "token_ids_logprob"),
     ({"text": "x", "lora_path": "a"}, "lora_path"),
     ({"text": "x", "priority": 3}, "priority"),
     ({"text": "x", "nonsense": 3}, "nonsense"),
