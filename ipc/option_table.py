@@ -251,7 +251,7 @@ OPTIONS: dict[str, list[Option]] = {
             "URL of an OpenTelemetry collector that gets a span for each request: http://localhost:4318/v1/traces",
             check=http_url,
         ),
-        Option("tokenizer_threads", int, 2, "threads for chat templates and tokenizing", check=at_least(1)),
+        Option("tokenizer_threads", int, 2, "threads in a tokenizer: chat templates, long texts", check=at_least(1)),
         Option("gateway_workers", int, 1, "processes on the port, sharing its connections", check=between(1, 64)),
         Option("tokenizer_workers", int, 1, "processes that tokenize, sharing the requests", check=between(1, 64)),
         Option("detokenizer_workers", int, 1, "processes that make text, sharing the choices", check=between(1, 64)),

@@ -119,7 +119,7 @@ def test_the_loss_of_one_ends_only_what_it_held(server: Server, name: str) -> No
     wait_for(lambda: is_ready(server), "ready before")
     before, counted = server.processes(), answered(server)
     with ThreadPoolExecutor(CLIENTS) as clients:
-        asked = [clients.submit(complete, server, max_tokens=120) for _ in range(CLIENTS)]
+        asked = [clients.submit(complete, server, max_tokens=200) for _ in range(CLIENTS)]
         wait_for(lambda: int(scheduler_stats(server)["running"]) == CLIENTS, "all of them run")
         before[name].kill()
         answers = [each.result() for each in asked]
@@ -127,7 +127,7 @@ def test_the_loss_of_one_ends_only_what_it_held(server: Server, name: str) -> No
     ended = sum(answer is not None and answer.status_code == 503 for answer in answers)
     whole = [answer for answer in answers if answer is not None and answer.status_code == 200]
     assert cut + ended + len(whole) == CLIENTS
-    assert all(answer.json()["choices"][0]["text"] == text_of(120) for answer in whole)
+    assert all(answer.json()["choices"][0]["text"] == text_of(200) for answer in whole)
     kind = name.partition(" ")[0]
     assert (0 < cut < CLIENTS) if kind == "gateway" else not cut
     assert (0 < ended < CLIENTS) if kind == "detokenizer" else not ended
