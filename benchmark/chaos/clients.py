@@ -41,6 +41,7 @@ class Load:
         self.outcomes = Outcomes()
         self.gateway_lost: list[float] = []  # when the gateway was hit: connections may break then
         self._url = url
+        self._seed = seed
         self._random = random.Random(seed)
         self._stopped = False
 
@@ -51,14 +52,17 @@ class Load:
                 group.create_task(self._client(session))
 
     async def flood(self, count: int) -> None:
-        """So many requests at once, on connections of their own."""
+        """So many requests at once, on connections of their own; the same in every flood, whose memory is compared."""
+        choice = random.Random(self._seed)
         async with self._session() as session:
-            await asyncio.gather(*(self._ask(session, self._body(stream=False), leave=False) for _ in range(count)))
+            bodies = [make_body(choice, stream=False) for _ in range(count)]
+            await asyncio.gather(*(self._ask(session, body, leave=False) for body in bodies))
 
     async def leave_at_once(self, count: int) -> None:
         """So many clients that ask for much and leave as soon as it begins."""
         async with self._session() as session:
-            await asyncio.gather(*(self._ask(session, self._body(stream=True), leave=True) for _ in range(count)))
+            bodies = [make_body(self._random, stream=True) for _ in range(count)]
+            await asyncio.gather(*(self._ask(session, body, leave=True) for body in bodies))
 
     def stop(self) -> None:
         self._stopped = True
@@ -67,14 +71,9 @@ class Load:
         timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
         return aiohttp.ClientSession(self._url, connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
 
-    def _body(self, stream: bool) -> dict[str, Any]:
-        words = self._random.randint(1, len(WORDS))
-        prompt = "x" * self._random.choice((1, 40, 400, 4000, 20000))
-        return {"prompt": prompt, "max_tokens": words, "stream": stream, "n": self._random.choice((1, 1, 1, 2))}
-
     async def _client(self, session: aiohttp.ClientSession) -> None:
         while not self._stopped:
-            body = self._body(stream=self._random.random() < 0.6)
+            body = make_body(self._random, stream=self._random.random() < 0.6)
             leave = body["stream"] and self._random.random() < 0.1
             refused = await self._ask(session, body, leave)
             await asyncio.sleep(self._random.uniform(0.2, 0.5) if refused else 0.0)
@@ -156,3 +155,10 @@ class Load:
         if errors > 1 or (errors == 1) == all(ended):
             self.outcomes.wrong(f"{errors} error events, and the choices ended: {ended}")
         self.outcomes.ends["error event" if errors else "answered"] += 1
+
+
+def make_body(choice: random.Random, stream: bool) -> dict[str, Any]:
+    """A request of some size."""
+    words = choice.randint(1, len(WORDS))
+    prompt = "x" * choice.choice((1, 40, 400, 4000, 20000))
+    return {"prompt": prompt, "max_tokens": words, "stream": stream, "n": choice.choice((1, 1, 1, 2))}
