@@ -7,8 +7,8 @@
 
 A process passes points that have names; where the variable names the process and the point, the fault of that kind
 happens there: each time, or the nth time only, counted anew in every run. Points: `receive` (all: a batch of messages),
-`send` (all: a frame), `prompt` (tokenizer: a request), `step` (model: a plan), `logits` (model: the first row of a
-step), `text` (detokenizer: a token of a sequence).
+`send` (all: a frame), `prompt` (tokenizer: a request), `step` (model: a plan), `logits` and `sampling` (model: the
+first row of a step, the latter not of a mock), `text` (detokenizer: a token of a sequence).
 
 Without the variable nothing is ever armed, and a point costs the reading of one attribute.
 """

@@ -6,8 +6,9 @@ logits of a prompt are never all there at once: they are reduced to a few column
 
 from __future__ import annotations
 
+import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,8 +18,12 @@ from torch import Tensor
 from ipc.codec import Ids
 from ipc.messages import Admit, Logprobs, Reading
 from model_proc.batch import StepInputs
+from model_proc.device import is_out_of_memory
 from model_proc.models.readout import Readout
+from model_proc.sampler import NOT_A_NUMBER
 from model_proc.staging import download, upload
+
+log = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 128  # whose logits are in memory together, as float32
 
@@ -54,6 +59,7 @@ class Read:
     pieces: list[Piece]
     ids: Tensor | None  # [R, 1 + K] each token, then the K most likely ones in its place
     values: Tensor | None  # [R, 1 + K] natural logarithms
+    errors: dict[int, str] = field(default_factory=dict)  # why slots could not be read
 
     def to_host(self) -> Read:
         """The same on the host, once an event recorded after this call has happened."""
@@ -62,13 +68,13 @@ class Read:
                 piece.embedding = download(piece.embedding)
         if self.ids is None or self.values is None:
             return self
-        return Read(self.pieces, download(self.ids), download(self.values))
+        return Read(self.pieces, download(self.ids), download(self.values), self.errors)
 
-    def readings(self) -> tuple[list[Reading], list[int]]:
-        """The messages' form of it, and the slots whose embeddings are not numbers."""
+    def readings(self) -> tuple[list[Reading], dict[int, str]]:
+        """The messages' form of it, and the slots that failed, each with the reason."""
         ids = [] if self.ids is None else self.ids.tolist()
         values = [] if self.values is None else self.values.tolist()
-        readings, failed, row = [], [], 0
+        readings, failed, row = [], dict(self.errors), 0
         for piece in self.pieces:
             logprobs, embedding = Logprobs(), [] if piece.embedding is None else piece.embedding.tolist()
             start = piece.start
@@ -83,7 +89,7 @@ class Read:
                 logprobs.values += values[index][: piece.num_entries]
             row += piece.num_rows
             if not all(map(math.isfinite, embedding)):
-                failed.append(piece.slot)
+                failed[piece.slot] = NOT_A_NUMBER
             elif logprobs.counts or embedding:
                 readings.append(Reading(piece.rid, start, logprobs, embedding))
         return readings, failed
@@ -114,7 +120,19 @@ class PromptReader:
         return bool(self._prompts) and any(slot in self._prompts for slot in inputs.slots.tolist())
 
     def read(self, inputs: StepInputs, readout: Readout) -> None:
-        """Read what a step computed; `take` gives it."""
+        """Read what a step computed; `take` gives it. Raises only what running out of memory raises."""
+        try:
+            self._last = self._read(inputs, readout)
+        except Exception as failure:
+            if is_out_of_memory(failure):
+                raise
+            log.warning("prompts could not be read", exc_info=True)
+            reason = f"the reading of this prompt failed: {type(failure).__name__}"
+            failed = [slot for slot in inputs.slots.tolist() if slot in self._prompts]
+            self._last = Read([], None, None, dict.fromkeys(failed, reason))
+
+    def _read(self, inputs: StepInputs, readout: Readout) -> Read:
+        finished: list[int] = []
         pieces: list[Piece] = []
         rows: list[NDArray[np.int64]] = []  # of the readout, one after the other
         targets: list[Ids] = []  # and the tokens that came behind each
@@ -137,9 +155,11 @@ class PromptReader:
                 embedding = _pool(prompt, readout.hidden[begin:end], position + count)
             pieces.append(Piece(slot, prompt.rid, first_token, position + 1, num_rows, prompt.logprobs + 1, embedding))
             if position + count >= len(prompt.token_ids):
-                del self._prompts[slot]
+                finished.append(slot)
         ids, values = self._logprobs(readout, rows, targets, max(piece.num_entries for piece in pieces) - 1)
-        self._last = Read(pieces, ids, values)
+        for slot in finished:
+            del self._prompts[slot]
+        return Read(pieces, ids, values)
 
     def take(self) -> Read | None:
         """What the last step read, once; None when it read nothing."""

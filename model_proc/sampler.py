@@ -26,6 +26,9 @@ from model_proc.staging import download, upload
 # Truncation first looks at this many most likely tokens; only a flatter distribution is sorted whole.
 NUM_CANDIDATES = 256
 
+NOT_A_NUMBER = "the model's output is not a number"
+"""What a client hears when there is nothing to sample from."""
+
 
 @dataclass(slots=True)
 class Sampled:
@@ -83,9 +86,7 @@ class Sampler:
         slot, params = admit.slot, admit.sampling
         self.temperatures[slot] = params.temperature
         self._states[slot] = seed_states(np.array([params.seed], dtype=np.int64))[0]
-        self._plain[slot] = not (
-            params.logprobs >= 0 or params.bias_ids or params.min_tokens or _truncates(params) or _has_penalties(params)
-        )
+        self._plain[slot] = not (params.logprobs >= 0 or _truncates(params) or _is_adjusted(params))
         if not _has_penalties(admit.sampling):
             return
         ids = np.frombuffer(admit.token_ids.tobytes(), dtype=np.int32)
@@ -105,9 +106,11 @@ class Sampler:
         """Choose the next token of S sequences.
 
         logits [S, vocabulary]; slots, positions (of the token to sample) and num_output (tokens sampled before it)
-        are [S]. Log-probabilities are the model's own, whatever `mask` leaves of them.
+        are [S]. Log-probabilities are the model's own, whatever `mask` leaves of them. When it raises, it has changed
+        nothing, its arguments included, so that it can be asked again for some of the rows.
         """
-        logits = logits.float()
+        changes = mask is not None or any(_is_adjusted(params) for params in sampling)
+        logits = logits.to(torch.float32, copy=changes)
         wanted = max(params.logprobs for params in sampling)
         raw_logprobs = torch.log_softmax(logits, dim=-1) if wanted >= 0 else None
         logits = self._adjust(logits, sampling, slots, num_output)
@@ -125,18 +128,18 @@ class Sampler:
         finite = torch.isfinite(best.values)
         # A draw from what is not a number can be any number; the next step may read it before anyone looks.
         token_ids = token_ids.masked_fill(~finite, 0)
-        self._count(token_ids, sampling, slots)
         ids = values = None
         if raw_logprobs is not None:
             top = raw_logprobs.topk(wanted, dim=-1)
             ids = torch.cat([token_ids[:, None], top.indices], dim=1)
             values = torch.cat([raw_logprobs.gather(1, token_ids[:, None]), top.values], dim=1)
+        self._count(token_ids, sampling, slots)
         return Sampled(token_ids.masked_fill(~finite, -1), ids, values)
 
     def _adjust(
         self, logits: Tensor, sampling: list[Sampling], slots: NDArray[np.int64], num_output: NDArray[np.int64]
     ) -> Tensor:
-        """Penalties, logit_bias, and no end of sequence before min_tokens."""
+        """Penalties, logit_bias, and no end of sequence before min_tokens; in place, where there are any."""
         penalized = [row for row, params in enumerate(sampling) if _has_penalties(params)]
         if penalized:
             rows = self._indices(penalized)
@@ -240,6 +243,10 @@ def _rank_threshold(ordered: Tensor, top_k: Tensor, top_p: Tensor, vocab_size: i
 
 def _has_penalties(params: Sampling) -> bool:
     return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
+
+
+def _is_adjusted(params: Sampling) -> bool:
+    return bool(params.bias_ids or params.min_tokens) or _has_penalties(params)
 
 
 def _truncates(params: Sampling) -> bool:

@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,58 +21,24 @@ from ipc.control_messages import ModelFiles, RunnerReady
 from ipc.messages import Admit, Logprobs, Plan, Prepare, Result, Sampling
 from ipc.process import FatalError
 from model_proc.batch import StepInputs
-from model_proc.constraints import Constraint, Constraints
+from model_proc.chooser import Chooser
+from model_proc.constraints import Constraints
 from model_proc.device import is_out_of_memory
 from model_proc.files.checkpoint import generation_defaults
 from model_proc.files.model_files import Progress
 from model_proc.grammars import Answer, Grammars
+from model_proc.launched import Forward, Launched
 from model_proc.load import load
-from model_proc.masks import Mask, make_mask
-from model_proc.prompt_reader import PromptReader, Read
+from model_proc.prompt_reader import PromptReader
 from model_proc.ranks import ALONE, Seat
-from model_proc.sampler import Draws, Sampled, Sampler
+from model_proc.sampler import NOT_A_NUMBER, Draws, Sampled, Sampler
 from model_proc.staging import upload
 
 if TYPE_CHECKING:
     # Not at run time: it needs Triton.
     from model_proc.graphs import DecodeGraphs
 
-NOT_A_NUMBER = "the model's output is not a number"
-
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Launched:
-    """A step in flight: first its forward pass is launched, then its sampling."""
-
-    plan: Plan
-    inputs: StepInputs
-    slots: list[int]  # of the sequences that sample
-    sampling: list[Sampling]  # theirs
-    constraints: list[tuple[int, Constraint]]  # those of them whose tokens are constrained, by row
-    started_ns: int
-    forward: Forward | None = None  # the forward pass whose logits are still to be sampled from
-    sampled: Sampled | None = None  # on the host once `done` has happened; None when nobody samples, or another rank
-    read: Read | None = None  # likewise: what was read of prompts
-    done: torch.cuda.Event | None = None  # None on a CPU, where `launch` has done the work
-    error: str = ""  # why the whole step failed, "" when it did not
-    ran_out: bool = False  # of memory
-    is_known: bool = False  # its tokens were waited for, and have reached the constraints
-
-    @property
-    def needs_tokens(self) -> bool:
-        """Whether its sampling depends on what the steps before it have sampled."""
-        return any(constraint.needs_tokens for _, constraint in self.constraints)
-
-
-@dataclass(slots=True)
-class Forward:
-    """What sampling goes on from."""
-
-    logits: Tensor  # [S, vocabulary]
-    size: int | None  # of the graphs that it ran in
-    draws: Draws | None  # there when all rows draw plainly
 
 
 class TorchRunner:
@@ -118,6 +83,7 @@ class TorchRunner:
         self._sampler = Sampler(
             config.max_num_seqs, files.vocab_size, self._eos_token_ids, self._device, self._has_kernels
         )  # fmt: skip
+        self._chooser = Chooser(self._batch, self._sampler, self._graphs, self._constraints, self._device)
         if self._has_kernels and self._device.type == "cuda":
             self._warm_up()
         return RunnerReady(
@@ -196,10 +162,13 @@ class TorchRunner:
             result.failed = step.plan.slots
             result.errors = [step.error] * len(result.failed)
         else:
+            errors = step.errors
+            if step.read is not None:
+                result.readings, not_read = step.read.readings()
+                errors |= not_read
             if step.sampled is not None:
                 self._fill_in(result, step, step.sampled)
-            if step.read is not None:
-                self._add_readings(result, step.read)
+            result.failed, result.errors = list(errors), list(errors.values())
         result.finished_ns = time.monotonic_ns()
         return result
 
@@ -209,7 +178,7 @@ class TorchRunner:
         try:
             with torch.inference_mode():
                 yield
-        except (RuntimeError, MemoryError) as failure:
+        except Exception as failure:
             if self._ranks is not None:
                 raise  # the others are in the middle of a sum that this one never joined
             self._reader.take()
@@ -285,45 +254,16 @@ class TorchRunner:
 
     def _choose_once(self, step: Launched, forward: Forward) -> Sampled | None:
         """Choose the tokens of a step, on one rank for all; None on the others."""
-        if self._ranks is None:
-            return self._choose(step, forward)
-        last_token, slots = self._batch.last_token, upload((step.inputs.sample_slots,), self._device)[0]
-        sampled = self._choose(step, forward) if self._ranks.is_first else None
-        last_token[slots] = self._ranks.hear_first(last_token[slots])
-        return sampled
-
-    def _choose(self, step: Launched, forward: Forward) -> Sampled:
-        """Choose the tokens of a step and note them in the batch, where the next step finds them."""
-        inputs, last_token = step.inputs, self._batch.last_token
-        mask = self._mask(step)
-        if forward.draws is not None and mask is not None:
-            mask.apply(forward.logits)
-        if forward.draws is not None and self._graphs and forward.size is not None:
-            return Sampled(self._graphs.sample(forward.size, len(step.slots)), None, None)
-        slots = inputs.sample_slots
-        device_slots = upload((slots,), self._device)[0]
-        if forward.draws is not None:
-            from model_proc.kernels.sampling_kernels import sample_plain
-
-            columns = (forward.draws.temperatures.view(np.int32), forward.draws.numbers.view(np.int32))
-            heat, number = (bits.view(torch.float32) for bits in upload(columns, self._device, torch.int32))
-            return Sampled(sample_plain(forward.logits, heat, number, device_slots, last_token), None, None)
-        positions = inputs.sample_positions
-        num_output = positions - self._batch.output_start[slots]
-        sampled = self._sampler.sample(forward.logits, step.sampling, slots, positions, num_output, mask)
-        last_token[device_slots] = sampled.token_ids.clamp(min=0)
-        return sampled
-
-    def _mask(self, step: Launched) -> Mask | None:
-        """What the constrained rows of a step may sample, once the tokens before it are known."""
-        if self._constraints is None or not step.constraints:
-            return None
         if step.needs_tokens:
             for earlier in self._in_flight:
                 if earlier is not step:
                     self._know(earlier)
-        num_output = step.inputs.sample_positions - self._batch.output_start[step.inputs.sample_slots]
-        return make_mask(self._constraints.executor, step.constraints, num_output, self._device)
+        if self._ranks is None:
+            return self._chooser.choose(step, forward)
+        last_token, slots = self._batch.last_token, upload((step.inputs.sample_slots,), self._device)[0]
+        sampled = self._chooser.choose(step, forward) if self._ranks.is_first else None
+        last_token[slots] = self._ranks.hear_first(last_token[slots])
+        return sampled
 
     def _know(self, step: Launched) -> None:
         """Wait for a step's tokens, and let the constraints know them."""
@@ -339,18 +279,17 @@ class TorchRunner:
                 constraint.accept(token_ids[row])
 
     def _fill_in(self, result: Result, step: Launched, sampled: Sampled) -> None:
-        """Put a step's samples into its result."""
+        """Put a step's samples into its result; the slots that have none into the step's errors."""
         token_ids = sampled.token_ids.tolist()
-        errors: dict[int, str] = {}
         for row, constraint in step.constraints:
             if constraint.error:
-                token_ids[row] = -1
-                errors[step.slots[row]] = constraint.error
-        rows = [row for row, token in enumerate(token_ids) if token >= 0]
+                step.errors.setdefault(step.slots[row], constraint.error)
+        for slot, token in zip(step.slots, token_ids, strict=True):
+            if token < 0:
+                step.errors.setdefault(slot, NOT_A_NUMBER)
+        rows = [row for row, slot in enumerate(step.slots) if slot not in step.errors]
         result.slots = [step.slots[row] for row in rows]
         result.token_ids = Ids("i", [token_ids[row] for row in rows])
-        result.failed = [slot for slot, token in zip(step.slots, token_ids, strict=True) if token < 0]
-        result.errors = [errors.get(slot, NOT_A_NUMBER) for slot in result.failed]
         if sampled.logprob_ids is not None and sampled.logprob_values is not None:
             ids, values = sampled.logprob_ids.tolist(), sampled.logprob_values.tolist()
             logprobs = Logprobs(counts=[], ids=Ids("i"), values=[], pieces=[])
@@ -360,12 +299,6 @@ class TorchRunner:
                 logprobs.ids.extend(ids[row][:count])
                 logprobs.values += values[row][:count]
             result.logprobs = logprobs
-
-    def _add_readings(self, result: Result, read: Read) -> None:
-        """Put what a step read of prompts into its result."""
-        result.readings, failed = read.readings()
-        result.failed += failed
-        result.errors += [NOT_A_NUMBER] * len(failed)
 
     def _check_slots(self, slots: list[int]) -> None:
         for slot in slots:

@@ -50,6 +50,15 @@ def test_the_others_go_on(fault: str, words: str) -> None:
         assert {name: process.pid for name, process in server.processes().items()} == pids
 
 
+def test_a_request_that_a_real_model_cannot_sample_ends_alone() -> None:
+    with Server(max_num_seqs=8, max_model_len=256, env=env("model:sampling:spoil:20")) as server:
+        outcome = asyncio.run(answers(server, 4, model="smollm2-135m", max_tokens=20, ignore_eos=True, temperature=0.7))
+        assert sorted(answer.status_code for answer in outcome) == [200, 200, 200, 500]
+        [failed] = [answer for answer in outcome if answer.status_code == 500]
+        assert "the sampling of this request failed" in failed.json()["error"]["message"]
+        wait_until_idle(server)
+
+
 def test_a_stream_that_had_begun_ends_with_an_error_event() -> None:
     with Server(model="mock", env=env("detokenizer:text:raise:30")) as server:
         [answer] = asyncio.run(answers(server, 1, stream=True))

@@ -131,6 +131,20 @@ def test_readers_and_others_share_their_steps(model: Model) -> None:
         assert outcome.embedding == pytest.approx(alone.embedding, abs=1e-4)
 
 
+def test_a_prompt_that_cannot_be_read_fails_alone(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("out of luck")
+
+    kinds = [Sampling(temperature=0.0, max_tokens=MAX_TOKENS), Sampling(max_tokens=2, prompt_logprobs=0)]
+    [expected], _ = generate(model.runner, model.ready, model.prompts[:1], kinds[:1])
+    monkeypatch.setattr(model.runner._reader, "_logprobs", refuse)
+    outcomes, scheduler = generate(model.runner, model.ready, model.prompts[:2], kinds)
+    assert outcomes[0].token_ids == expected.token_ids
+    assert outcomes[1].refusal is not None
+    assert "the reading of this prompt failed: ValueError" in outcomes[1].refusal.message
+    assert scheduler.residents.pool.num_in_use == 0
+
+
 def _check(rows: list[list[tuple[int, float]]], token_ids: list[int], expected: Tensor, num_top: int) -> None:
     assert [row[0][0] for row in rows] == token_ids
     for row, values in zip(rows, expected, strict=True):

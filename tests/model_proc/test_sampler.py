@@ -173,6 +173,30 @@ def test_logprobs_are_those_of_the_raw_logits(temperature: float) -> None:
     assert torch.allclose(sampled.logprob_values.double(), expected.gather(1, sampled.logprob_ids), atol=1e-5)
 
 
+def test_a_failure_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So those who did not cause it can be sampled again."""
+    sampling = [
+        Sampling(temperature=1.0, top_k=5, seed=1, frequency_penalty=1.5, logprobs=3),
+        Sampling(temperature=1.0, seed=2, bias_ids=Ids("i", [7]), bias_values=[4.0], min_tokens=9),
+    ]
+    logits = torch.randn(2, VOCAB, generator=torch.Generator().manual_seed(0))
+    sampler = Sampler(2, VOCAB, [EOS], CPU)
+    for slot, params in enumerate(sampling):
+        sampler.admit(Admit(slot, slot, Ids("i", [1, 2, 2]), 1, 0, [], params))
+    where = (np.arange(2), np.array([5, 5]), np.array([2, 2]))
+    given, counts = logits.clone(), sampler._in_output.clone()
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "topk", _out_of_luck)  # it comes last: the tokens are chosen
+        with pytest.raises(ValueError, match="luck"):
+            sampler.sample(logits, sampling, *where)
+    assert torch.equal(logits, given)
+    assert torch.equal(sampler._in_output, counts)
+
+
+def _out_of_luck(*_: object, **__: object) -> None:
+    raise ValueError("out of luck")
+
+
 def test_logits_that_are_not_numbers_are_told_apart() -> None:
     logits = torch.zeros(2, 5)
     logits[1, 2] = float("nan")

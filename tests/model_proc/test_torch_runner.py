@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
+from ipc.codec import Ids
 from ipc.config import ModelConfig, section
 from ipc.control_messages import RunnerReady
 from ipc.messages import LENGTH, Sampling
@@ -177,6 +178,34 @@ def test_a_failing_forward_fails_that_step_alone(model: Model, monkeypatch: pyte
     failed = [outcome for outcome in outcomes if outcome.refusal is not None]
     assert 1 <= len(failed) < 3
     assert all(outcome.refusal is not None and outcome.refusal.status == 500 for outcome in failed)
+    assert scheduler.residents.pool.num_in_use == 0
+
+
+def test_a_row_that_cannot_be_sampled_fails_alone(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others get what they would have got, their penalties and biases applied once."""
+    original = model.runner._sampler._threshold
+
+    def refuse_seven(probs: torch.Tensor, sampling: list[Sampling]) -> torch.Tensor:
+        if any(params.top_k == 7 for params in sampling):
+            raise ValueError("seven is right out")
+        return original(probs, sampling)
+
+    draw = Sampling(temperature=0.8, top_k=40, seed=5, max_tokens=MAX_TOKENS)
+    others = [
+        GREEDY,
+        replace(draw, repetition_penalty=1.3, frequency_penalty=0.5, logprobs=2),
+        replace(draw, bias_ids=Ids("i", [28, 30]), bias_values=[3.0, 3.0]),
+        replace(draw, min_tokens=4, logprobs=0),
+    ]
+    expected, _ = generate(model.runner, model.ready, model.prompts[:4], others)
+    monkeypatch.setattr(model.runner._sampler, "_threshold", refuse_seven)
+    bad = replace(draw, top_k=7)
+    outcomes, scheduler = generate(model.runner, model.ready, [*model.prompts[:4], model.prompts[5]], [*others, bad])
+    assert _tokens(outcomes[:4]) == _tokens(expected)
+    for one, other in zip(outcomes[:4], expected, strict=True):
+        assert [len(rows) for rows in one.logprobs] == [len(rows) for rows in other.logprobs]
+    assert outcomes[4].refusal is not None
+    assert "the sampling of this request failed: ValueError" in outcomes[4].refusal.message
     assert scheduler.residents.pool.num_in_use == 0
 
 
