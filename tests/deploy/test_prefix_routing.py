@@ -109,6 +109,16 @@ def test_a_name_that_means_something_else_now_no_longer_means_what_it_did() -> N
     assert index.num_blocks("a") == 1
 
 
+def test_the_younger_of_two_names_for_one_content_outlives_the_older() -> None:
+    index = PrefixIndex()
+    index.stored("a", [1], None, [10, 11], BLOCK)
+    index.stored("a", [2], None, [10, 11], BLOCK)
+    index.removed("a", [1])
+    assert index.match([10, 11, 12]) == {"a": 2}
+    index.removed("a", [2])
+    assert index.match([10, 11, 12]) == {}
+
+
 def test_what_stands_behind_an_unknown_block_is_found_as_soon_as_that_is_known() -> None:
     index = PrefixIndex()
     index.stored("a", [2], 1, [20, 21], BLOCK)
