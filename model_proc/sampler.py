@@ -26,6 +26,9 @@ from model_proc.staging import download, upload
 # Truncation first looks at this many most likely tokens; only a flatter distribution is sorted whole.
 NUM_CANDIDATES = 256
 
+# What is above 0 must stay so in 32 bits: a temperature or top_p that became 0 would leave no token to draw.
+SMALLEST = float(np.finfo(np.float32).tiny)
+
 NOT_A_NUMBER = "the model's output is not a number"
 """What a client hears when there is nothing to sample from."""
 
@@ -84,7 +87,7 @@ class Sampler:
     def admit(self, admit: Admit) -> None:
         """Note how a sequence samples, and count the tokens of one that wants penalties."""
         slot, params = admit.slot, admit.sampling
-        self.temperatures[slot] = params.temperature
+        self.temperatures[slot] = max(params.temperature, SMALLEST) if params.temperature > 0 else 0.0
         self._states[slot] = seed_states(np.array([params.seed], dtype=np.int64))[0]
         self._plain[slot] = not (params.logprobs >= 0 or _truncates(params) or _is_adjusted(params))
         if not _has_penalties(admit.sampling):
@@ -175,7 +178,7 @@ class Sampler:
 
     def _draw(self, logits: Tensor, sampling: list[Sampling], numbers: Tensor) -> Tensor:
         """One token of each row; `numbers` [S] are uniform in [0, 1)."""
-        temperature = self._column([params.temperature for params in sampling])
+        temperature = self._column([max(params.temperature, SMALLEST) for params in sampling])
         # Subtracting the maximum first keeps a tiny temperature from overflowing.
         probs = torch.softmax((logits - logits.max(dim=-1, keepdim=True).values) / temperature, dim=-1)
         truncated = [row for row, params in enumerate(sampling) if _truncates(params)]
@@ -195,7 +198,7 @@ class Sampler:
         vocab_size = probs.shape[1]
         limits = [params.top_k if params.top_k > 0 else vocab_size for params in sampling]
         top_k = self._indices(limits).clamp(max=vocab_size)[:, None]
-        top_p = self._column([params.top_p for params in sampling])
+        top_p = self._column([max(params.top_p, SMALLEST) for params in sampling])
         min_p = self._column([params.min_p for params in sampling])
         if self._has_kernels:
             from model_proc.kernels.truncation_kernel import thresholds

@@ -219,3 +219,10 @@ def test_random_numbers_depend_on_seed_and_position_alone() -> None:
     assert len(np.unique(numbers)) > 9990
     assert abs(float(numbers.mean()) - 0.5) < 0.02
     assert numbers_of(np.array([7]), np.array([9]))[0] == numbers_of(np.array([1, 7]), np.array([2, 9]))[1]
+
+
+@pytest.mark.parametrize("options", [{"temperature": 1e-50}, {"top_p": 1e-50}, {"top_p": 1e-50, "top_k": 3}])
+def test_what_is_too_small_for_32_bits_leaves_the_likeliest_token(options: dict[str, float]) -> None:
+    logits = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(5))
+    sampled = run(logits, [Sampling(seed=3, **options)])  # type: ignore[arg-type]
+    assert sampled.token_ids.tolist() == [int(logits.argmax())]
