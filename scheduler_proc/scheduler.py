@@ -173,7 +173,7 @@ class Scheduler:
         self.residents.step_ended(len(step.decodes) + len(step.others), max(0, result.finished_ns - started))
         for sequence in step.prefills:
             sequence.started_ns = sequence.started_ns or started
-        self._pass_on(result.readings)
+        self._pass_on(result)
         if result.out_of_memory:
             self._run_out(step, now)
         else:
@@ -299,11 +299,11 @@ class Scheduler:
             if sequence.state is State.DECODE:
                 self.log.happens(sequence, Event.DECODED, now)
 
-    def _pass_on(self, readings: list[Reading]) -> None:
-        """Pass on what was read of prompts, leaving out what was passed on before a preemption."""
-        for reading in readings:
+    def _pass_on(self, result: Result) -> None:
+        """Pass on what a step has read of prompts, leaving out what was passed on before a preemption."""
+        for reading in result.readings:
             sequence = self._sequences.get(reading.rid)
-            if sequence is None:
+            if sequence is None or result.step <= sequence.discard_until:
                 continue
             rows = reading.logprobs.counts
             known = min(max(0, sequence.num_read - reading.start), len(rows))

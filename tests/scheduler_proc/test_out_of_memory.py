@@ -60,6 +60,29 @@ def test_what_cannot_be_made_smaller_ends_and_nothing_else_does() -> None:
             assert client.output[rid] == generate(prompt, MAX_TOKENS, ignore_eos=True)
 
 
+@pytest.mark.parametrize("wants", ["logprobs", "embedding"])
+def test_what_a_step_behind_it_read_of_a_prompt_does_not_count(wants: str) -> None:
+    """The second chunk of a prompt is at work already, on what the first one should have left there."""
+    ready = RunnerReady(64, 4, 64, 8, Ids("i", [EOS]))
+    scheduler = Scheduler(ready, section(SchedulerConfig, complete({"max_num_batched_tokens": 8})))
+    runner, client, prompt = FakeRunner(ready), Client(), list(range(1, 16))
+    scheduler.submit(
+        submit(
+            0, prompt, 0, prompt_only=True, prompt_logprobs=0 if wants == "logprobs" else -1,
+            pooling="last" if wants == "embedding" else "",
+        ), 0,
+    )  # fmt: skip
+    most_tokens = 7
+    while not client.reason:
+        while (plan := scheduler.plan(0)) is not None:
+            runner.plans.append(plan)
+        scheduler.result(runner.execute(most_tokens=most_tokens), 0)
+        client.take(scheduler.outgoing)
+    assert client.reason == {0: LENGTH}
+    assert client.read.get(0, []) == (prompt if wants == "logprobs" else [])
+    assert client.embedding.get(0, []) == ([sum(prompt)] if wants == "embedding" else [])
+
+
 def test_with_no_memory_at_all_everything_ends() -> None:
     client, scheduler = serve(0)
     assert set(client.reason.values()) == {ERROR}
