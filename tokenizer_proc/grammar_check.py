@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -124,11 +125,20 @@ def _grammar(part: GrammarPart) -> dict[str, Any]:
         case "json":
             return {"json_schema": json.loads(part.text) | {"x-guidance": JSON_STYLE}}
         case "regex":
-            return json.loads(LLMatcher.grammar_from_regex(part.text))["grammars"][0] | {"name": part.name}
+            return json.loads(LLMatcher.grammar_from_regex(_ascii_digits(part.text)))["grammars"][0] | {
+                "name": part.name
+            }
         case "gbnf":
             return {"lark_grammar": _lark(part)}
         case _:
             return {"lark_grammar": part.text}
+
+
+def _ascii_digits(pattern: str) -> str:
+    r"""The regular expression with a `\d` that is 0 to 9, as in a schema's pattern. By itself it is a digit of any
+    script, and a model that would rather begin an emoji finds one of those."""
+    digits = {r"\d": "[0-9]", r"\D": "[^0-9]"}
+    return re.sub(r"\\.", lambda found: digits.get(found[0], found[0]), pattern, flags=re.DOTALL)
 
 
 def _lark(part: GrammarPart) -> str:

@@ -140,3 +140,22 @@ def test_a_real_vocabulary_follows_what_was_checked(checker: GrammarChecker, emb
         matcher = LLMatcher(tokenizer, grammar)
         assert matcher.consume_tokens(tokenizer.tokenize_str(text)) == is_good
         assert matcher.is_error() != is_good
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "is_good"),
+    [
+        (r"\d+", "12", True),
+        (r"\d+", "\N{BENGALI DIGIT ONE}", False),
+        (r"[\d-]+é", "1-2é", True),
+        (r"\\d", r"\d", True),
+        (r"\\d", r"\1", False),
+        (r"\D", "\N{BENGALI DIGIT ONE}", True),
+    ],
+)
+def test_the_digits_of_a_regex_are_those_of_ascii(
+    checker: GrammarChecker, embedded_model: LocalModel, pattern: str, text: str, is_good: bool
+) -> None:
+    tokenizer = LLTokenizer(str(embedded_model.tokenizer_folder / "tokenizer.json"), 49152, [2])
+    matcher = LLMatcher(tokenizer, checker.check(parts("regex", pattern)))
+    assert matcher.consume_tokens(tokenizer.tokenize_str(text)) == is_good
