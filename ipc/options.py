@@ -19,6 +19,9 @@ import yaml
 
 from ipc.option_table import KV_EVENTS_BUFFER_STEPS, OPTIONS, Option, all_options
 
+# Variables of this name that are no options: see `from_command_line`, `ipc.faults` and the model's files.
+OTHER_VARIABLES = ("QUINTET_CONFIG", "QUINTET_FAULT", "QUINTET_CACHE")
+
 
 class OptionError(ValueError):
     """An option that does not exist or has a value that it cannot have; the text names it and the remedy."""
@@ -129,11 +132,13 @@ def _read(option: Option, text: str, origin: str) -> Any:
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    options = {f"QUINTET_{option.name.upper()}": option for option in all_options()}
     values = {}
-    for option in all_options():
-        variable = f"QUINTET_{option.name.upper()}"
-        if variable in environ:
-            values[option.name] = _read(option, environ[variable], variable)
+    for variable, text in environ.items():
+        if variable in options:
+            values[options[variable].name] = _read(options[variable], text, variable)
+        elif variable.startswith("QUINTET_") and variable not in OTHER_VARIABLES:
+            raise OptionError(f"unknown option {variable} in the environment{_nearest(variable, options)}")
     return values
 
 
@@ -152,10 +157,19 @@ def _from_file(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise OptionError(f"--config {path}: {error.strerror}") from None
     except (ValueError, yaml.YAMLError) as error:
-        raise OptionError(f"--config {path}: {str(error).splitlines()[0]}") from None
+        raise OptionError(f"--config {path}: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise OptionError(f"--config {path}: expected names and values")
-    return {name.replace("-", "_"): value for name, value in values.items()}
+    options = {option.name: option for option in all_options()}
+    values = {name.replace("-", "_"): value for name, value in values.items()}
+    for name, value in values.items():
+        if name not in options:
+            raise OptionError(f"--config {path}: unknown option {name!r}{_nearest(name, options)}")
+        try:
+            _checked(options[name], value)
+        except OptionError as error:
+            raise OptionError(f"--config {path}: {error}") from None
+    return values
 
 
 class _Parser(argparse.ArgumentParser):

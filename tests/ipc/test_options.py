@@ -80,6 +80,7 @@ def test_names_and_aliases(argv: list[str], name: str, value: Any) -> None:
         (["--dtype", "int4"], {}, "--dtype: invalid choice: 'int4'"),
         (["mock", "--model", "x"], {}, "given twice"),
         ([], {"QUINTET_PORT": "x"}, "QUINTET_PORT: expected int, got 'x'"),
+        ([], {"QUINTET_PROT": "1"}, "unknown option QUINTET_PROT in the environment; did you mean 'QUINTET_PORT'"),
         ([], {"QUINTET_ENABLE_PREFIX_CACHING": "maybe"}, "expected true or false"),
         (["--config", "nowhere.yaml"], {}, "nowhere.yaml: No such file"),
         (["--config", "x.ini"], {}, "must end in"),
@@ -93,11 +94,11 @@ def test_errors_name_the_thing_and_the_remedy(argv: list[str], environ: dict[str
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("prot: 1", "unknown option 'prot'; did you mean 'port'"),
-        ("port: eighty", "--port: expected int, got 'eighty'"),
+        ("prot: 1", "config.yaml: unknown option 'prot'; did you mean 'port'"),
+        ("port: eighty", "config.yaml: --port: expected int, got 'eighty'"),
         ("port: true", "--port: expected int, got True"),
         ("- 1", "expected names and values"),
-        ("a: [", "config.yaml: "),
+        ("a: [", "config.yaml: .*line 1"),
     ],
 )
 def test_config_file_errors(tmp_path: Path, text: str, message: str) -> None:
