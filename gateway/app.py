@@ -21,7 +21,7 @@ from gateway.dialects.responses import Responses
 from gateway.dialects.sglang import SGLang
 from gateway.embeddings import Embeddings
 from gateway.engine import Engine
-from gateway.errors import ApiError
+from gateway.errors import SHOWN_NAME_CHARS, ApiError, shorten
 from gateway.generation import Generation
 from gateway.inspection import Inspection
 from gateway.intake import Intake
@@ -206,12 +206,17 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     except (ApiError, ConnectionError):
         raise
     except web.HTTPMethodNotAllowed as error:
-        message = f"{request.method} is not allowed here"
-        raise ApiError(error.status, message, headers={"Allow": error.headers["Allow"]}) from None
+        allowed = error.headers["Allow"]
+        message = f"{request.method} is not allowed on {_shown_path(request)}, which takes {allowed}"
+        raise ApiError(error.status, message, headers={"Allow": allowed}) from None
     except web.HTTPNotFound:
-        raise ApiError(404, "there is no such route") from None
+        raise ApiError(404, f"there is no route {_shown_path(request)}; /openapi.json lists all") from None
     except web.HTTPException as error:
         raise ApiError(error.status, error.reason) from None
     except Exception:
         log.exception("request %s failed", request_id_of(request))
         raise ApiError(500, "the request failed inside the server") from None
+
+
+def _shown_path(request: web.Request) -> str:
+    return shorten(request.rel_url.raw_path, SHOWN_NAME_CHARS)

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import orjson
-from aiohttp import web
+from aiohttp import hdrs, web
 
-from gateway.errors import ApiError, refuse
+from gateway.errors import SHOWN_NAME_CHARS, ApiError, refuse, shorten
 from ipc.codec import INT64_MAX, INT64_MIN
 
 MAX_DEPTH = 64
@@ -64,6 +64,11 @@ async def _read(request: web.Request, max_bytes: int) -> bytes:
         raise ApiError(408, "the request body did not arrive in time") from None
     except web.HTTPRequestEntityTooLarge:
         raise _too_large(max_bytes) from None
+    except web.RequestPayloadError:
+        coding = request.headers.get(hdrs.CONTENT_ENCODING) or request.headers.get(hdrs.TRANSFER_ENCODING)
+        shown = shorten(coding or "complete", SHOWN_NAME_CHARS)
+        request.content.feed_eof()  # nothing more can be made of it
+        raise ApiError(400, f"the request body is not {shown}", closes=True) from None
 
 
 def check_length(request: web.BaseRequest, max_bytes: int) -> None:

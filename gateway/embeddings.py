@@ -38,7 +38,12 @@ class Embeddings:
         given = await intake.read(request, lambda body: parse(EmbeddingRequest, body, UNSUPPORTED_EMBEDDING))
         job = embedding_job(given, intake.envelope(request), intake.ring, intake.config)
         is_base64 = given.encoding_format == "base64"
-        return await deliver(request, intake.engine, job, lambda job, stream: EmbeddingAnswer(job, stream, is_base64))
+        try:
+            return await deliver(
+                request, intake.engine, job, lambda job, stream: EmbeddingAnswer(job, stream, is_base64)
+            )
+        except ApiError as error:
+            raise error.about("input" if error.param == "prompt" else error.param) from None
 
 
 def embedding_job(given: EmbeddingRequest, envelope: Envelope, ring: RingView, config: GatewayConfig) -> Job:

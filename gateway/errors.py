@@ -55,12 +55,15 @@ class ApiError(Exception):
         kind: str | None = None,
         headers: Mapping[str, str] | None = None,
         retry_after_s: float = 0.0,
+        closes: bool = False,
     ) -> None:
-        """`retry_after_s` is when to try again, if that is known; clients obey 1 to 120 s."""
+        """`retry_after_s` is when to try again, if that is known; clients obey 1 to 120 s. An error that `closes` ends
+        the connection: the rest of the request may still be on its way, or cannot be told from the next one."""
         super().__init__(message)
         self.status = status
         self.message = shorten(message, MAX_MESSAGE_CHARS)
         self.param = None if param is None else shorten(param, SHOWN_NAME_CHARS)
+        self.closes = closes or status in (408, 413, 417)
         self.kind = kind or KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
         self.headers = {**RETRY_HEADERS.get(status, {}), **_retry_headers(retry_after_s), **(headers or {})}
 
@@ -74,6 +77,14 @@ class ApiError(Exception):
         """The same, to travel in the ring."""
         return Refusal(self.status, self.kind, self.message, self.param or "")
 
+    def about(self, param: str | None) -> ApiError:
+        """The same error, if the client knows its field by this name."""
+        if self.param is None or param is None or param == self.param:
+            return self
+        return ApiError(
+            self.status, self.message.replace(self.param, param, 1), param, self.kind, self.headers, closes=self.closes
+        )
+
     def body(self) -> dict[str, object]:
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.status}}
 
@@ -82,11 +93,6 @@ class ApiError(Exception):
         if self.closes:
             response.force_close()
         return response
-
-    @property
-    def closes(self) -> bool:
-        """Whether the connection is closed behind it: the rest of the request may still be on its way."""
-        return self.status in (408, 413, 417)
 
 
 def _retry_headers(after_s: float) -> dict[str, str]:

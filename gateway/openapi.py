@@ -13,9 +13,8 @@ from pydantic.json_schema import models_json_schema
 from gateway import answer_schemas
 from gateway.about import server_version
 from gateway.auth import ANTHROPIC_ROUTES, OPEN_ROUTES
-from gateway.dialects import responses_schemas, sglang_schemas
+from gateway.dialects import anthropic_schemas, responses_schemas, sglang_schemas
 from gateway.dialects.answer_schemas import DIALECT_ANSWERS
-from gateway.dialects.anthropic_schemas import MessagesRequest, PromptRequest
 from gateway.json_response import json_response
 from gateway.log_level import LogLevelRequest
 from gateway.parameters import UNSUPPORTED_CHAT, UNSUPPORTED_COMPLETION, UNSUPPORTED_EMBEDDING, UNSUPPORTED_TOKENIZE
@@ -40,8 +39,8 @@ BODIES: dict[str, tuple[tuple[type[Schema], ...], Unsupported]] = {
     "/v1/completions": ((CompletionRequest,), UNSUPPORTED_COMPLETION),
     "/v1/embeddings": ((EmbeddingRequest,), UNSUPPORTED_EMBEDDING),
     "/v1/responses": ((responses_schemas.ResponsesRequest,), responses_schemas.UNSUPPORTED),
-    "/v1/messages": ((MessagesRequest,), {}),
-    "/v1/messages/count_tokens": ((PromptRequest,), {}),
+    "/v1/messages": ((anthropic_schemas.MessagesRequest,), anthropic_schemas.UNSUPPORTED),
+    "/v1/messages/count_tokens": ((anthropic_schemas.PromptRequest,), anthropic_schemas.UNSUPPORTED),
     "/generate": ((sglang_schemas.GenerateBody,), sglang_schemas.UNSUPPORTED),
     "/tokenize": ((TokenizeTextRequest, TokenizeChatRequest), UNSUPPORTED_TOKENIZE),
     "/detokenize": ((DetokenizeRequest,), {}),

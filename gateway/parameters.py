@@ -13,22 +13,48 @@ from gateway.errors import SHOWN_NAME_CHARS, refuse, shorten
 
 # Parameter -> the values, beside null, that ask for nothing.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "custom_logit_processor": (),
+    "kv_transfer_params": (),
     "length_penalty": (1, 1.0),
+    "lora_path": (),
+    "no_stop_trim": (False,),
+    "prompt_cache_retention": (),
+    "return_hidden_states": (False,),
+    "return_tokens_as_token_ids": (False,),
     "session_id": (),
+    "spaces_between_special_tokens": (True,),
+    "stop_regex": (),
+    "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
+    "vllm_xargs": (),
 }
 UNSUPPORTED_CHAT: dict[str, tuple[Any, ...]] = _UNSUPPORTED | {
+    "add_special_tokens": (False,),
+    "audio": (),
     "chat_template": (),
+    "documents": (),
+    "function_call": (),
+    "functions": (),
+    "mm_processor_kwargs": (),
+    "modalities": (["text"],),
+    "prediction": (),
+    "separate_reasoning": (True,),
+    "stream_reasoning": (True,),
+    "verbosity": ("medium",),
+    "web_search_options": (),
 }
 UNSUPPORTED_COMPLETION: dict[str, tuple[Any, ...]] = _UNSUPPORTED | {
-    "best_of": (1,),
+    "add_special_tokens": (True,),
+    "prompt_embeds": (),
     "suffix": ("",),
 }
 UNSUPPORTED_TOKENIZE: dict[str, tuple[Any, ...]] = {
     "chat_template": (),
 }
 UNSUPPORTED_EMBEDDING: dict[str, tuple[Any, ...]] = {
+    "add_special_tokens": (True,),
     "dimensions": (),
+    "truncate_prompt_tokens": (),
 }
 
 # Names that other servers had once -> what to do instead.

@@ -122,6 +122,10 @@ def chat_job(body: dict[str, Any], envelope: Envelope, ring: RingView, config: G
 def completion_job(body: dict[str, Any], envelope: Envelope, ring: RingView, config: GatewayConfig) -> Job:
     """A body of /v1/completions as a job. Raises ApiError."""
     request = parse(CompletionRequest, body, UNSUPPORTED_COMPLETION)
+    if request.best_of not in (None, request.n):
+        refuse(
+            f"best_of: all choices are given and none is the best; leave it out, or ask for n={request.n}", "best_of"
+        )
     count = len(request.prompt)
     if request.n * count > MAX_SEQUENCES:
         refuse(f"n: {request.n} choices for each of {count} prompts are more than {MAX_SEQUENCES} sequences", "n")

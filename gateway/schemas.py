@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from gateway.body import Path, field_path
-from gateway.errors import ApiError, refuse
+from gateway.errors import SHOWN_NAME_CHARS, ApiError, refuse, shorten
 from gateway.parameters import supplied
 from gateway.schema import Schema
 from gateway.structure_schemas import ResponseFormat, StructuredOutputs
@@ -211,6 +211,7 @@ class CompletionRequest(GenerationRequest):
     max_tokens: Annotated[int, Field(ge=0)] | None = None  # 0 needs echo
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool = False
+    best_of: int | None = None  # choices to take the best n from; here it is as many
 
 
 class EmbeddingRequest(Schema):
@@ -262,8 +263,13 @@ def parse(schema: type[AnySchema], body: dict[str, Any], unsupported: Mapping[st
 
 
 def _refuse_first(error: ValidationError, body: dict[str, Any]) -> NoReturn:
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    first = error.errors(include_url=False, include_input=False)[0]
     name = field_path(_path_in(body, first["loc"], first["type"]))
+    if first["type"] == "union_tag_invalid":
+        tag, known = shorten(first["ctx"]["tag"], SHOWN_NAME_CHARS), first["ctx"]["expected_tags"]
+        raise ApiError(400, f"{name}.type: {tag!r} is none of {known}", f"{name}.type")
+    if first["type"] == "union_tag_not_found":
+        raise ApiError(400, f"{name}.type: field required", f"{name}.type")
     if first["type"] == "extra_forbidden":
         raise ApiError(400, f"Unrecognized request argument supplied: {name}", name)
     raise ApiError(400, f"{name}: {first['msg'][0].lower()}{first['msg'][1:]}", name)

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import orjson
 from aiohttp import EMPTY_PAYLOAD, StreamReader, web
-from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
 
 from gateway import unix_socket
 from gateway.errors import ApiError, shorten
@@ -176,7 +176,9 @@ class Connection(web.RequestHandler):
         self._stop_deadline()
         if request.writer.output_size > 0:
             raise ConnectionError("the response has begun, and nothing can be added to it")
-        if isinstance(exc, HttpProcessingError):
+        if isinstance(exc, ContentEncodingError):
+            response = ApiError(415, "the Content-Encoding must be gzip or deflate, or left out").response()
+        elif isinstance(exc, HttpProcessingError):
             log.debug("a request that is not HTTP: %s", exc)
             reason = shorten((exc.message or "malformed").splitlines()[0], 200)
             response = ApiError(400, f"the request is not valid HTTP: {reason}").response()

@@ -19,6 +19,15 @@ from gateway.errors import refuse
 
 Body = dict[str, Any]
 
+# What is called something else in a chat completion.
+_OWN_NAMES = (
+    ("max_completion_tokens", "max_tokens"),
+    (".function.parameters", ".input_schema"),
+    (".function", ""),
+    ("parallel_tool_calls", "tool_choice.disable_parallel_tool_use"),
+    ("reasoning_effort", "thinking"),
+    ("include_reasoning", "thinking.display"),
+)
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -64,11 +73,26 @@ def prompt_body(request: PromptRequest) -> Body:
         body["tools"] = [
             {
                 "type": "function",
-                "function": {"name": tool.name, "description": tool.description, "parameters": tool.input_schema},
+                "function": {
+                    "name": tool.name,
+                    "description": tool.description,
+                    "parameters": tool.input_schema,
+                    "strict": tool.strict,
+                },
             }
             for tool in request.tools
         ]
     return body
+
+
+def own_path(param: str) -> str:
+    """What a field of the chat completion is called here. Its messages have other numbers: the system text is one, and
+    so is each result of a tool."""
+    if param.startswith("messages"):
+        return "messages"
+    for theirs, own in _OWN_NAMES:
+        param = param.replace(theirs, own, 1)
+    return param
 
 
 def _messages_of(message: Message, where: str) -> list[Body]:

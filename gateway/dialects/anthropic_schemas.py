@@ -10,6 +10,17 @@ from gateway.schema import Schema
 from gateway.schemas import StopString
 from gateway.tool_schemas import MAX_TOOLS, FunctionName
 
+# Known fields that do not work here -> the values, beside null, that ask for nothing.
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "container": (),
+    "context_management": (),
+    "inference_geo": (),
+    "mcp_servers": ([],),
+    "output_config": ({},),
+    "output_format": (),
+    "speed": ("standard",),
+}
+
 
 class CacheControl(Schema):
     """Where a prefix that will come again ends. All prefixes are cached here, so nothing needs to be done."""
@@ -72,6 +83,7 @@ class Tool(Schema):
     name: FunctionName
     description: str | None = None
     input_schema: dict[str, Any]
+    strict: bool | None = None
     cache_control: CacheControl | None = None
 
 

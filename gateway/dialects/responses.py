@@ -33,12 +33,15 @@ class Responses:
         intake = self._intake
         given = await intake.read(request, lambda body: parse(ResponsesRequest, body, UNSUPPORTED))
         try:
-            job = chat_job(chat_body(given), intake.envelope(request), intake.ring, intake.config)
-            await intake.templates.settle(job)
+            return await self._create(request, given)
         except ApiError as error:
-            raise _in_own_words(error) from None
-        for part in job.generates[0].grammar:
-            part.param = own_path(part.param)
+            raise error.about(error.param and own_path(error.param)) from None
+
+    async def _create(self, request: web.Request, given: ResponsesRequest) -> web.StreamResponse:
+        """The answer. Raises ApiError in the terms of a chat completion."""
+        intake = self._intake
+        job = chat_job(chat_body(given), intake.envelope(request), intake.ring, intake.config)
+        await intake.templates.settle(job)
         if ID_PREFIX + job.request_id in self._alive:
             raise ApiError(409, f"a response of the id {ID_PREFIX}{job.request_id} is being made", "request_id")
 
@@ -87,10 +90,3 @@ class Responses:
         """Another gateway asks for one."""
         found = self._seen(details["id"], details["cancel"])
         return {} if found is None else {"response": found}
-
-
-def _in_own_words(error: ApiError) -> ApiError:
-    """An error that names a chat completion's field, with the name that the field has here."""
-    if error.param is None or (own := own_path(error.param)) == error.param:
-        return error
-    return ApiError(error.status, error.message.replace(error.param, own, 1), own, error.kind)

@@ -17,6 +17,15 @@ from gateway.dialects.responses_schemas import (
 
 Body = dict[str, Any]
 
+# What is called something else in a chat completion.
+_OWN_NAMES = (
+    ("response_format.json_schema", "text.format"),
+    ("response_format", "text.format"),
+    ("max_completion_tokens", "max_output_tokens"),
+    ("max_tokens", "max_output_tokens"),
+    ("reasoning_effort", "reasoning.effort"),
+)
+
 
 def chat_body(request: ResponsesRequest) -> Body:
     """The body that asks for the same."""
@@ -45,11 +54,14 @@ def chat_body(request: ResponsesRequest) -> Body:
 
 
 def own_path(param: str) -> str:
-    """What a field of the chat completion is called here."""
-    for theirs, own in (("response_format.json_schema", "text.format"), ("response_format", "text.format")):
+    """What a field of the chat completion is called here. Items are put together into messages, which have other
+    numbers."""
+    if param.startswith("messages"):
+        return "input"
+    for theirs, own in _OWN_NAMES:
         if param.startswith(theirs):
             return own + param[len(theirs) :]
-    return param
+    return param.replace(".function", "", 1) if param.startswith(("tools[", "tool_choice.")) else param
 
 
 def _response_format(text: TextOptions | None) -> Body | None:

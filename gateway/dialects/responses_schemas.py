@@ -28,7 +28,8 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "moderation": (),
     "previous_response_id": (),
     "prompt": (),
-    "stream_options": (),
+    "prompt_cache_retention": (),
+    "stream_options": ({"include_obfuscation": False},),
     "top_logprobs": (0,),
     "truncation": ("disabled",),
 }
@@ -131,11 +132,13 @@ class JsonSchemaFormat(Schema):
 
 
 class TextOptions(Schema):
+    verbosity: Literal["medium"] | None = None
     format: Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")] | None = None
 
 
 class ReasoningOptions(Schema):
     effort: ReasoningEffort | None = None
+    summary: None = None  # nobody here writes one
 
 
 class ResponsesRequest(Schema):
@@ -162,7 +165,7 @@ class ResponsesRequest(Schema):
     ) = None
     parallel_tool_calls: bool = True
     text: Annotated[TextOptions, BeforeValidator(without_nulls)] | None = None
-    reasoning: ReasoningOptions | None = None
+    reasoning: Annotated[ReasoningOptions, BeforeValidator(without_nulls)] | None = None
     request_id: RequestId | None = None
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA)] | None = None
     user: str | None = None

@@ -15,6 +15,7 @@ from gateway.parameters import supplied
 from gateway.request import Envelope, Job, completion_job
 from gateway.ring import RingView
 from gateway.schemas import parse
+from gateway.streams import Stream
 from ipc.config import GatewayConfig
 
 # What the parameters are called in a text completion.
@@ -45,15 +46,17 @@ class SGLang:
             return given, generate_job(given, envelope, intake.ring, intake.config)
 
         given, job = await intake.read(request, understand)
-        for generate in job.generates:
-            for part in generate.grammar:
-                part.param = _own_path(part.param, given)
         is_batch = isinstance(given.text, list) or (
             given.input_ids is not None and isinstance(given.input_ids[0], list)
         )
-        return await deliver(
-            request, intake.engine, job, lambda job, stream: GenerateAnswer(given, job, stream, is_batch or job.n > 1)
-        )
+
+        def shape(job: Job, stream: Stream) -> GenerateAnswer:
+            return GenerateAnswer(given, job, stream, is_batch or job.n > 1)
+
+        try:
+            return await deliver(request, intake.engine, job, shape)
+        except ApiError as error:
+            raise error.about(error.param and _own_path(error.param, given)) from None
 
 
 def parse_generate(body: dict[str, Any]) -> GenerateBody:
@@ -85,7 +88,7 @@ def generate_job(given: GenerateBody, envelope: Envelope, ring: RingView, config
     try:
         job = completion_job(completion_body(given), envelope, ring, config)
     except ApiError as error:
-        raise _in_own_words(error, given) from None
+        raise error.about(error.param and _own_path(error.param, given)) from None
     if given.shows_prompt:
         for generate in job.generates:
             generate.sampling.prompt_logprobs = given.top_logprobs_num
@@ -106,13 +109,6 @@ def completion_body(given: GenerateBody) -> dict[str, Any]:
         body["logprobs"] = given.top_logprobs_num
     prompt = given.input_ids if given.text is None else given.text
     return body | {"prompt": prompt, "stream": given.stream, "rid": given.rid, "priority": given.priority}
-
-
-def _in_own_words(error: ApiError, given: GenerateBody) -> ApiError:
-    """An error that names a text completion's field, with the name that the field has here."""
-    if error.param is None or (own := _own_path(error.param, given)) == error.param:
-        return error
-    return ApiError(error.status, error.message.replace(error.param, own, 1), own, error.kind)
 
 
 def _own_path(param: str, given: GenerateBody) -> str:

@@ -221,12 +221,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"temperature": 1.5}, "temperature"),
     ({"stop_sequences": [""]}, "stop_sequences[0]"),
     ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),
-    ({"tools": [{"name": "f", "input_schema": {"type": "x"}}]}, "parameters.type"),
+    ({"tools": [{"name": "f", "input_schema": {"type": "x"}}]}, "tools[0].input_schema.type"),
     ({"tool_choice": {"type": "auto"}}, "tool_choice"),
-    ({"tools": TOOLS, "tool_choice": {"type": "tool", "name": "sub"}}, "tool_choice.function.name"),
+    ({"tools": TOOLS, "tool_choice": {"type": "tool", "name": "sub"}}, "tool_choice.name"),
     ({"tools": TOOLS, "tool_choice": {"type": "tool"}}, "tool_choice.name"),
     ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "thinking"),
-    ({"mcp_servers": []}, "mcp_servers"),
+    ({"mcp_servers": [{}]}, "mcp_servers"),
     ({"seed": 5}, "seed"),
 ]
 

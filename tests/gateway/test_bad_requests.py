@@ -186,7 +186,7 @@ BOTH: list[tuple[dict[str, Any], str]] = [
     ({"allowed_token_ids": [1, 500]}, "allowed_token_ids[1]"),
     ({"allowed_token_ids": [True]}, "allowed_token_ids[0]"),
     ({"allowed_token_ids": [1], "structured_outputs": {"regex": "a"}}, "allowed_token_ids"),
-    ({"response_format": {"type": "xml"}}, "response_format"),
+    ({"response_format": {"type": "xml"}}, "response_format.type"),
     ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
     ({"response_format": {"type": "json_object", "json_schema": {}}}, "response_format.json_schema"),
     (json_schema({"type": "text"}), "response_format.json_schema.schema.type"),
@@ -307,10 +307,15 @@ CHAT_ONLY: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "x"}, "prompt"),
     ({"echo": False}, "echo"),
     ({"best_of": 1}, "best_of"),
+    ({"functions": [{"name": "f"}]}, "functions"),
+    ({"modalities": ["text", "audio"]}, "modalities"),
+    ({"response_format": {}}, "response_format.type"),
 ]
 
 TEXT_ONLY: list[tuple[dict[str, Any], str]] = [
     ({"prompt": None}, "prompt"),
+    ({"best_of": 1, "n": 2}, "best_of"),
+    ({"add_special_tokens": False}, "add_special_tokens"),
     ({"prompt": ""}, "prompt"),
     ({"prompt": []}, "prompt"),
     ({"prompt": ["a", ""]}, "prompt[1]"),
@@ -376,6 +381,8 @@ async def test_neutral_values_are_accepted(ring: ScriptedRing, http: aiohttp.Cli
         "allowed_token_ids": None,
         "guided_json": None,
         "use_beam_search": False,
+        "truncate_prompt_tokens": None,
+        "spaces_between_special_tokens": True,
         "length_penalty": 1,
         "repetition_penalty": 1.0,
         "stop": None,
@@ -388,9 +395,13 @@ async def test_neutral_values_are_accepted(ring: ScriptedRing, http: aiohttp.Cli
         "reasoning_effort": "none",
         "include_reasoning": True,
         "chat_template": None,
+        "functions": None,
+        "modalities": ["text"],
+        "verbosity": "medium",
+        "separate_reasoning": True,
         "logprobs": False,
     }
-    text: dict[str, Any] = {"echo": False, "best_of": 1, "suffix": None, "logprobs": None}
+    text: dict[str, Any] = {"echo": False, "best_of": 2, "n": 2, "suffix": None, "logprobs": None}
     async with http.post(CHAT, json={"messages": HELLO} | both | chat) as response:
         assert response.status == 200, await response.text()
     async with http.post(TEXT, json={"prompt": "x"} | both | text) as response:
@@ -448,6 +459,15 @@ async def test_body_too_large(http: aiohttp.ClientSession) -> None:
 
 
 @pytest.mark.asyncio
+async def test_bodies_that_are_not_what_their_encoding_says(http: aiohttp.ClientSession) -> None:
+    for coding, data, status in (("gzip", b"xx", 400), ("deflate", b"xx", 400), ("zstd", b"xx", 415)):
+        headers = {"Content-Type": "application/json", "Content-Encoding": coding}
+        async with http.post(CHAT, data=data, headers=headers) as response:
+            assert response.status == status, coding
+            assert "server" not in (await response.json())["error"]["message"]
+
+
+@pytest.mark.asyncio
 async def test_body_too_large_without_announcement(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.server.LINGER_S", 0.05)
     head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -476,9 +496,9 @@ async def test_expect_continue(ring: ScriptedRing, url: str, monkeypatch: pytest
 @pytest.mark.asyncio
 async def test_routes_and_methods(http: aiohttp.ClientSession) -> None:
     async with http.get("/nowhere") as response:
-        await check(response, 404, None)
+        await check(response, 404, None, "there is no route /nowhere; ")
     async with http.get(CHAT) as response:
-        await check(response, 405, None)
+        await check(response, 405, None, f"GET is not allowed on {CHAT}, which takes POST")
         assert response.headers["Allow"] == "POST"
     async with http.delete("/v1/models") as response:
         await check(response, 405, None)

@@ -182,9 +182,11 @@ async def test_neutral_values_are_accepted(ring: ScriptedRing, http: aiohttp.Cli
         "background": False,
         "include": [],
         "previous_response_id": None,
-        "reasoning": {"effort": "none"},
+        "reasoning": {"effort": "none", "summary": None},
+        "stream_options": {"include_obfuscation": False},
+        "prompt_cache_retention": None,
         "store": True,
-        "text": {"format": {"type": "text"}},
+        "text": {"format": {"type": "text"}, "verbosity": "medium"},
         "tool_choice": "auto",
         "tools": [],
         "parallel_tool_calls": True,
@@ -206,7 +208,7 @@ async def test_a_structured_text(ring: ScriptedRing, client: openai.AsyncOpenAI)
     answer = await client.responses.parse(model="tiny", input="How old?", text_format=Age)
     assert answer.output_parsed == Age(years=7)
     [part] = (await ring.next(Generate)).grammar
-    assert (part.kind, part.param) == ("json", "text.format.schema")
+    assert part.kind == "json"
     assert answer.text is not None
     assert answer.text.format is not None
     assert answer.text.format.type == "json_schema"
@@ -222,28 +224,49 @@ async def test_a_call_that_must_be(ring: ScriptedRing, http: aiohttp.ClientSessi
     assert (await ring.next(Generate)).grammar[0].param == "tool_choice"
 
 
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("theirs", "own"),
+    [
+        ("response_format.json_schema.schema", "text.format.schema"),
+        ("max_tokens", "max_output_tokens"),
+        ("messages", "input"),
+        ("tools[0].function.parameters.type", "tools[0].parameters.type"),
+    ],
+)
+async def test_what_the_ring_refuses_is_named_as_here(
+    ring: ScriptedRing, http: aiohttp.ClientSession, theirs: str, own: str
+) -> None:
+    refusal = Refusal(400, "invalid_request_error", f"{theirs}: it cannot be", theirs)
+    ring.script = lambda generate: ring.refuse(generate, refusal)
+    for stream in (False, True):
+        async with http.post(PATH, json={"input": "Hello", "stream": stream}) as response:
+            error = (await response.json())["error"]
+        assert (response.status, error["param"], error["message"]) == (400, own, f"{own}: it cannot be")
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"input": ""}, "input"),
     ({"input": []}, "input"),
     ({"input": None}, "input"),
     ({"input": [{"role": "wizard", "content": "x"}]}, "input[0].role"),
     ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type"),
-    ({"input": [{"type": "file_search_call", "id": "x"}]}, "input[0]"),
+    ({"input": [{"type": "file_search_call", "id": "x"}]}, "input[0].type"),
     ({"input": [{"type": "function_call", "call_id": "x", "name": "f"}]}, "input[0].arguments"),
     ({"max_output_tokens": 0}, "max_output_tokens"),
     ({"temperature": 3}, "temperature"),
     ({"previous_response_id": "resp_x"}, "previous_response_id"),
     ({"background": True}, "background"),
     ({"truncation": "auto"}, "truncation"),
-    ({"text": {"format": {"type": "xml"}}}, "text.format"),
+    ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
     ({"text": {"verbosity": "low"}}, "text.verbosity"),
     ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
     ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": 1}}}}, "text.format.schema.type"),
     ({"include": ["reasoning.encrypted_content"]}, "include"),
     ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
-    ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "sub"}}, "tool_choice.function.name"),
+    ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "sub"}}, "tool_choice.name"),
     ({"tool_choice": "required"}, "tool_choice"),
-    ({"reasoning": {"effort": "high"}}, "reasoning_effort"),
+    ({"reasoning": {"effort": "high"}}, "reasoning.effort"),
     ({"reasoning": {"summary": "auto"}}, "reasoning.summary"),
     ({"nonsense": 1}, "nonsense"),
 ]

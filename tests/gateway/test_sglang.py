@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from ipc.messages import LENGTH, STOP, Generate, Reading
+from ipc.messages import LENGTH, STOP, Generate, Reading, Refusal
 from tests.gateway.answers import events_in, logprobs_of, next_event
 from tests.gateway.scripted_ring import MODEL, ScriptedRing, head, tail
 
@@ -127,7 +127,14 @@ async def test_structures(ring: ScriptedRing, http: aiohttp.ClientSession) -> No
         async with http.post(PATH, json={"text": "x", "sampling_params": {name: text}}) as response:
             assert response.status == 200, await response.text()
         [part] = (await ring.next(Generate)).grammar
-        assert (part.kind, part.text, part.param) == (kind, text, f"sampling_params.{name}")
+        assert (part.kind, part.text) == (kind, text)
+        refusal = Refusal(400, "invalid_request_error", f"{part.param}: no", part.param)
+        ring.script = lambda generate, refusal=refusal: ring.refuse(generate, refusal)
+        async with http.post(PATH, json={"text": "x", "sampling_params": {name: text}}) as response:
+            error = (await response.json())["error"]
+        assert (error["param"], error["message"]) == (f"sampling_params.{name}", f"sampling_params.{name}: no")
+        ring.script = lambda generate: ring.answer(generate, ["x"])
+        await ring.next(Generate)
 
 
 PROMPT = [[(7, 0.0, b"A")], [(8, -2.0, b" b"), (9, -0.5, b" c")], [(9, -0.25, b" c"), (9, -0.25, b" c")]]
