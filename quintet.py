@@ -18,9 +18,9 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import zmq
 from rich.console import Console
@@ -28,7 +28,7 @@ from rich.progress import Progress
 
 from ipc.codec import Ids, WireError, decode, encode
 from ipc.control_messages import Loading, ModelFiles, RingState
-from ipc.messages import REASON_NAMES, Abort, Generate, Output, Sampling, Tail, Text
+from ipc.messages import REASON_NAMES, Abort, Generate, Logprobs, Output, Sampling, Tail, Text
 from ipc.names import first_rid
 from ipc.options import complete
 from ipc.sockets import Inbox, Outbox
@@ -67,12 +67,15 @@ class SamplingParams:
     structured_outputs: dict[str, Any] | None = None  # one of json, regex, choice, grammar, json_object
     bad_words: list[str] = field(default_factory=list)
     allowed_token_ids: list[int] | None = None
+    logprobs: int | None = None  # most likely candidates to tell beside each token of the output; 0 tells it alone
+    prompt_logprobs: int | None = None  # the same for each token of the prompt, which is then read without the cache
 
     def __post_init__(self) -> None:
         ranges: dict[str, tuple[float, float]] = {
             "n": (1, 128), "max_tokens": (1, math.inf), "min_tokens": (0, math.inf), "temperature": (0, 2),
             "top_k": (-1, math.inf), "top_p": (0, 1), "min_p": (0, 1), "presence_penalty": (-2, 2),
-            "frequency_penalty": (-2, 2), "repetition_penalty": (0, math.inf),
+            "frequency_penalty": (-2, 2), "repetition_penalty": (0, math.inf), "logprobs": (0, 20),
+            "prompt_logprobs": (0, 20),
         }  # fmt: skip
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
@@ -91,6 +94,16 @@ class SamplingParams:
             raise ValueError("structured_outputs and allowed_token_ids cannot be given together")
 
 
+class Candidate(NamedTuple):
+    """What the model made of a token at one place."""
+
+    logprob: float
+    text: str  # of the token alone; U+FFFD where it holds a part of a character
+
+
+Candidates = dict[int, Candidate]  # by token id: the one that stands there first, then the most likely in falling order
+
+
 @dataclass(slots=True)
 class Completion:
     """One finished choice."""
@@ -99,6 +112,7 @@ class Completion:
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str = ""  # "stop" or "length"
     stop_reason: str | int | None = None  # the stop string or token that ended it
+    logprobs: list[Candidates] = field(default_factory=list)  # one for each of `token_ids`, if they were asked for
 
 
 @dataclass(slots=True)
@@ -109,6 +123,9 @@ class RequestResult:
     choices: list[Completion]
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    prompt_token_ids: list[int] = field(default_factory=list)
+    # One for each of `prompt_token_ids`, if they were asked for; nothing is known of the first one.
+    prompt_logprobs: list[Candidates | None] = field(default_factory=list)
 
     @property
     def text(self) -> str:
@@ -286,6 +303,7 @@ class LLM:
                 include_stop=params.include_stop_str_in_output,
                 skip_special_tokens=params.skip_special_tokens,
                 whole=True,
+                prompt_ids=True,
             ),
             priority=0,
             cache_salt=cache_salt,
@@ -298,6 +316,8 @@ class LLM:
         )
 
     def _sampling(self, params: SamplingParams) -> Sampling:
+        if params.prompt_logprobs is not None and not self.model.reads_prompts:
+            raise ValueError(f"prompt_logprobs: needs a model, and {self.model.name} computes nothing")
         chosen = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
         for name in chosen:
             for value in (self.model.defaults.get(name), getattr(params, name)):
@@ -318,6 +338,8 @@ class LLM:
             min_tokens=params.min_tokens,
             stop_token_ids=Ids("i", params.stop_token_ids),
             ignore_eos=params.ignore_eos,
+            logprobs=-1 if params.logprobs is None else params.logprobs,
+            prompt_logprobs=-1 if params.prompt_logprobs is None else params.prompt_logprobs,
         )
 
     def _take(self, text: Text, active: dict[int, tuple[RequestResult, Completion]]) -> int:
@@ -326,12 +348,20 @@ class LLM:
             if head.rid in active:
                 result, _ = active[head.rid]
                 result.prompt_tokens, result.cached_tokens = head.prompt_tokens, head.cached_tokens
+                result.prompt_token_ids = head.prompt_ids.tolist()
+        for reading in text.readings:
+            if reading.rid in active:
+                result, _ = active[reading.rid]
+                result.prompt_logprobs += _candidates(reading.logprobs)
+                result.prompt_logprobs[0] = None
+        rows = _candidates(text.logprobs) if text.logprobs is not None else []
         start = 0
         for rid, piece, num_tokens in zip(text.rids, text.texts, text.num_tokens, strict=True):
             if rid in active:
                 _, choice = active[rid]
                 choice.text += piece
                 choice.token_ids += text.token_ids[start : start + num_tokens]
+                choice.logprobs += filter(None, rows[start : start + num_tokens])
             start += num_tokens
         ended = 0
         for tail in text.tails:
@@ -346,6 +376,13 @@ class LLM:
             raise LLMError(tail.refusal.message)
         choice.finish_reason = REASON_NAMES[tail.reason]
         choice.stop_reason = tail.stop_string if tail.stop_string is not None else tail.stop_token
+
+
+def _candidates(columns: Logprobs) -> list[Candidates]:
+    """The candidates of each row, none for a token that nothing was asked of."""
+    entries = zip(columns.ids, columns.values, columns.pieces, strict=True)
+    named = ((token_id, Candidate(value, piece.decode(errors="replace"))) for token_id, value, piece in entries)
+    return [dict(islice(named, count)) for count in columns.counts]
 
 
 def _checked(request: Generate) -> Generate:

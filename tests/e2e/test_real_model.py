@@ -174,6 +174,32 @@ def test_offline_chat_and_choices(llm: LLM) -> None:
     assert len(several.choices) == 3
 
 
+def test_offline_log_probabilities(llm: LLM, real_server: Server) -> None:
+    prompts = ["The capital of France is", "1 2 3 4"]
+    asked = SamplingParams(temperature=0, max_tokens=3, logprobs=2, prompt_logprobs=2)
+    results = llm.generate(prompts, [asked, SamplingParams(temperature=0, max_tokens=3)])
+    extra = {"prompt_logprobs": 2, "return_token_ids": True}
+    online: Any = client(real_server).completions.create(
+        model="smol", prompt=prompts[0], temperature=0, max_tokens=3, logprobs=2, extra_body=extra
+    )
+    [choice], [result, plain] = online.choices, results
+    assert result.prompt_token_ids == choice.prompt_token_ids
+    assert len(result.prompt_logprobs) == len(choice.prompt_logprobs)
+    assert (result.prompt_logprobs[0], choice.prompt_logprobs[0]) == (None, None)
+    for row, told in zip(result.prompt_logprobs[1:], choice.prompt_logprobs[1:], strict=True):
+        assert row is not None
+        assert {str(key): entry.logprob for key, entry in row.items()} == {
+            key: entry["logprob"] for key, entry in told.items()
+        }
+    assert [next(iter(row)) for row in result.choices[0].logprobs] == result.token_ids
+    values = [row[token_id].logprob for row, token_id in zip(result.choices[0].logprobs, result.token_ids, strict=True)]
+    assert values == pytest.approx(choice.logprobs.token_logprobs, abs=1e-4)
+    assert (plain.prompt_logprobs, plain.choices[0].logprobs) == ([], [])
+    assert len(plain.prompt_token_ids) == plain.prompt_tokens
+    with pytest.raises(ValueError, match="logprobs must be between 0 and 20"):
+        SamplingParams(logprobs=21)
+
+
 def test_offline_errors_say_what_is_wrong(llm: LLM) -> None:
     with pytest.raises(LLMError, match="8192"):
         llm.generate([[5] * 9000], SamplingParams(max_tokens=1))
