@@ -28,6 +28,7 @@ NUM_CANDIDATES = 256
 
 # What is above 0 must stay so in 32 bits: a temperature or top_p that became 0 would leave no token to draw.
 SMALLEST = float(np.finfo(np.float32).tiny)
+LARGEST = float(np.finfo(np.float32).max)
 
 NOT_A_NUMBER = "the model's output is not a number"
 """What a client hears when there is nothing to sample from."""
@@ -168,12 +169,13 @@ class Sampler:
         """Repetition penalty as in CTRL (Keskar et al., 2019), over prompt and output; OpenAI's two over output."""
         index = upload((slots,), self._device)[0]
         counts = self._in_output[index]
-        repetition = self._column([params.repetition_penalty for params in sampling])
+        repetition = self._column([max(params.repetition_penalty, SMALLEST) for params in sampling])
         presence = self._column([params.presence_penalty for params in sampling])
         frequency = self._column([params.frequency_penalty for params in sampling])
         seen = self._in_prompt[index] | (counts > 0)
         repeated = torch.where(logits > 0, logits / repetition, logits * repetition)
-        logits = torch.where(seen, repeated, logits)
+        # A penalty may be as small or large as it likes: that does not make the model's output infinite.
+        logits = torch.where(seen, repeated.clamp(-LARGEST, LARGEST), logits)
         return logits - presence * (counts > 0) - frequency * counts
 
     def _draw(self, logits: Tensor, sampling: list[Sampling], numbers: Tensor) -> Tensor:

@@ -226,3 +226,13 @@ def test_what_is_too_small_for_32_bits_leaves_the_likeliest_token(options: dict[
     logits = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(5))
     sampled = run(logits, [Sampling(seed=3, **options)])  # type: ignore[arg-type]
     assert sampled.token_ids.tolist() == [int(logits.argmax())]
+
+
+@pytest.mark.parametrize("penalty", [1e-50, 1e-38, 1e18])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_repetition_penalty_of_any_size_leaves_a_token(penalty: float, temperature: float) -> None:
+    logits = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(5)) * 10
+    likeliest = int(logits.argmax())
+    params = Sampling(repetition_penalty=penalty, temperature=temperature, seed=3)
+    token = run(logits, [params], {0: ([likeliest], [])}).token_ids[0]
+    assert token != likeliest if penalty > 1 else token == likeliest
