@@ -27,8 +27,12 @@ class OutOfBlocksError(RuntimeError):
 
 
 def root_hash(salt: str) -> bytes:
-    """The parent of a sequence's first block. Sequences with different salts share no blocks."""
-    return blake2b(salt.encode(), digest_size=HASH_BYTES).digest()
+    """The parent of a sequence's first block. Sequences with different salts share no blocks.
+
+    `person` makes it another function than the one of blocks: a salt that is written like a block and its parent's hash
+    must not get that block's name.
+    """
+    return blake2b(salt.encode(), digest_size=HASH_BYTES, person=b"cache salt").digest()
 
 
 def extend_hashes(hashes: list[bytes], root: bytes, token_ids: Ids, block_size: int) -> None:
