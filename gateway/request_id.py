@@ -29,7 +29,7 @@ def name_in_body(request: web.Request, request_id: str) -> None:
         request[_KEY] = request_id
 
 
-def request_id_of(request: web.Request) -> str:
+def request_id_of(request: web.BaseRequest) -> str:
     """The id of a request; made when it has none yet."""
     if _KEY not in request:
         request[_KEY] = uuid.uuid4().hex

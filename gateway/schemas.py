@@ -160,11 +160,11 @@ class TextPart(Schema):
 
 
 def _content_kind(value: Any) -> str:
-    return "parts" if isinstance(value, list) else "text"
+    return "parts" if isinstance(value, list) else "a text"  # no name that the object of a client may have
 
 
 Content = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[TextPart], Tag("parts"), Field(min_length=1, fail_fast=True)],
+    Annotated[str, Tag("a text")] | Annotated[list[TextPart], Tag("parts"), Field(min_length=1, fail_fast=True)],
     Discriminator(_content_kind),
 ]
 

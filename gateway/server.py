@@ -13,11 +13,12 @@ from typing import Any
 from urllib.parse import quote
 
 import orjson
-from aiohttp import EMPTY_PAYLOAD, StreamReader, web
+from aiohttp import EMPTY_PAYLOAD, StreamReader, hdrs, web
 from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
 
 from gateway import unix_socket
 from gateway.errors import ApiError, shorten
+from gateway.request_id import REQUEST_ID_HEADER, request_id_of
 from gateway.root_path import serve_below
 from ipc.port import why_not
 from ipc.process import FatalError
@@ -185,6 +186,8 @@ class Connection(web.RequestHandler):
         else:
             log.error("a request failed outside of its handler", exc_info=exc)
             response = ApiError(status, "the request failed inside the server").response()
+        response.headers[REQUEST_ID_HEADER] = request_id_of(request)
+        response.headers[hdrs.SERVER] = "quintet"
         response.force_close()
         return response
 

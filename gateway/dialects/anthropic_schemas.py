@@ -50,11 +50,11 @@ class ToolUseBlock(Schema):
 
 
 def _content_kind(value: Any) -> str:
-    return "blocks" if isinstance(value, list) else "text"
+    return "blocks" if isinstance(value, list) else "a text"  # no name that the object of a client may have
 
 
 Text = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[TextBlock], Tag("blocks"), Field(fail_fast=True)],
+    Annotated[str, Tag("a text")] | Annotated[list[TextBlock], Tag("blocks"), Field(fail_fast=True)],
     Discriminator(_content_kind),
 ]
 
@@ -73,7 +73,7 @@ Block = Annotated[TextBlock | ThinkingBlock | ToolUseBlock | ToolResultBlock, Fi
 class Message(Schema):
     role: Literal["user", "assistant"]
     content: Annotated[
-        Annotated[str, Tag("text")] | Annotated[list[Block], Tag("blocks"), Field(min_length=1, fail_fast=True)],
+        Annotated[str, Tag("a text")] | Annotated[list[Block], Tag("blocks"), Field(min_length=1, fail_fast=True)],
         Discriminator(_content_kind),
     ]
 

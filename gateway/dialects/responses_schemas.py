@@ -43,11 +43,11 @@ class TextPart(Schema):
 
 
 def _content_kind(value: Any) -> str:
-    return "parts" if isinstance(value, list) else "text"
+    return "parts" if isinstance(value, list) else "a text"  # no name that the object of a client may have
 
 
 Text = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[TextPart], Tag("parts"), Field(fail_fast=True)],
+    Annotated[str, Tag("a text")] | Annotated[list[TextPart], Tag("parts"), Field(fail_fast=True)],
     Discriminator(_content_kind),
 ]
 Status = Literal["in_progress", "completed", "incomplete"]
@@ -146,7 +146,7 @@ class ResponsesRequest(Schema):
 
     model: str | None = None
     input: Annotated[
-        Annotated[str, Tag("text"), Field(min_length=1)]
+        Annotated[str, Tag("a text"), Field(min_length=1)]
         | Annotated[list[Item], Tag("parts"), Field(min_length=1, fail_fast=True)],
         Discriminator(_content_kind),
     ]

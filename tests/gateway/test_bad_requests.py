@@ -245,6 +245,7 @@ CHAT_ONLY: list[tuple[dict[str, Any], str]] = [
     (message(role="assistant", reasoning_content="x", reasoning="y", content="x"), "messages[1].reasoning"),
     (message(role="user", content="x", colour="red"), "messages[1].colour"),
     (part(type="image_url", image_url={"url": "http://x/y.png"}), "messages[1].content[1].type"),
+    (message(role="user", content={"type": "text", "text": "a"}), "messages[1].content"),
     (part(type="text"), "messages[1].content[1].text"),
     (part(type="text", text=5), "messages[1].content[1].text"),
     ({"max_completion_tokens": 0}, "max_completion_tokens"),

@@ -53,6 +53,8 @@ async def test_malformed_requests(url: str, request_bytes: bytes) -> None:
     answer = await talk(url, request_bytes)
     assert answer.startswith(b"HTTP/1.1 400 ") or answer.startswith(b"HTTP/1.0 400 ")
     assert b'{"error":{"message":"' in answer
+    assert b"\r\nX-Request-Id: " in answer
+    assert b"\r\nServer: quintet\r\n" in answer
     assert len(answer) < 2000
 
 
