@@ -9,6 +9,7 @@ import orjson
 from gateway.dialects.anthropic_schemas import (
     Message,
     MessagesRequest,
+    OutputConfig,
     PromptRequest,
     TextBlock,
     ThinkingBlock,
@@ -25,7 +26,8 @@ _OWN_NAMES = (
     (".function.parameters", ".input_schema"),
     (".function", ""),
     ("parallel_tool_calls", "tool_choice.disable_parallel_tool_use"),
-    ("reasoning_effort", "thinking"),
+    ("reasoning_effort", "output_config.effort"),
+    ("response_format.json_schema.schema", "output_config.format.schema"),
     ("include_reasoning", "thinking.display"),
 )
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
@@ -55,7 +57,22 @@ def chat_body(request: MessagesRequest) -> Body:
             body["reasoning_effort"] = "none"
         elif thinking.display == "omitted":
             body["include_reasoning"] = False
+    if request.output_config is not None:
+        body |= _output(request.output_config, body)
     return body
+
+
+def _output(config: OutputConfig, body: Body) -> Body:
+    """What of the body says how the answer is to be."""
+    output: Body = {}
+    if config.format is not None:
+        wanted = {"name": "output", "schema": config.format.schema_}
+        output["response_format"] = {"type": "json_schema", "json_schema": wanted}
+    if config.effort is not None:
+        if "reasoning_effort" in body:
+            refuse("output_config.effort: thinking is disabled, which leaves nothing to try", "output_config.effort")
+        output["reasoning_effort"] = config.effort
+    return output
 
 
 def prompt_body(request: PromptRequest) -> Body:

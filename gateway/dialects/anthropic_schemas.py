@@ -16,7 +16,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "context_management": (),
     "inference_geo": (),
     "mcp_servers": ([],),
-    "output_config": ({},),
     "output_format": (),
     "speed": ("standard",),
 }
@@ -101,6 +100,18 @@ class Thinking(Schema):
     display: Literal["summarized", "omitted"] | None = None
 
 
+class OutputFormat(Schema):
+    """What the text follows."""
+
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class OutputConfig(Schema):
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    format: OutputFormat | None = None
+
+
 class Metadata(Schema):
     user_id: str | None = None
 
@@ -114,6 +125,7 @@ class PromptRequest(Schema):
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
 
 
 class MessagesRequest(PromptRequest):

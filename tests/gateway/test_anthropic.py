@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 import anthropic
 import orjson
+import pydantic
 import pytest
 import pytest_asyncio
 
@@ -209,6 +210,19 @@ async def test_a_call_that_must_be(ring: ScriptedRing, http: aiohttp.ClientSessi
     assert (await ring.next(Generate)).grammar[0].param == "tool_choice"
 
 
+@pytest.mark.asyncio
+async def test_a_structured_text(ring: ScriptedRing, claude: anthropic.AsyncAnthropic) -> None:
+    class Age(pydantic.BaseModel):
+        years: int
+
+    ring.script = lambda generate: ring.answer(generate, ['{"years"', ": 7}"], STOP)
+    message = await claude.messages.parse(model="tiny", max_tokens=9, messages=HELLO, output_format=Age)
+    assert message.parsed_output == Age(years=7)
+    [part] = (await ring.next(Generate)).grammar
+    assert part.kind == "json"
+    assert '"years"' in part.text
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": None}, "max_tokens"),
     ({"max_tokens": 0}, "max_tokens"),
@@ -227,6 +241,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"tools": TOOLS, "tool_choice": {"type": "tool"}}, "tool_choice.name"),
     ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "thinking"),
     ({"mcp_servers": [{}]}, "mcp_servers"),
+    ({"output_config": {"format": {"type": "xml"}}}, "output_config.format.type"),
+    ({"output_config": {"format": {"type": "json_schema", "schema": {"type": 1}}}}, "output_config.format.schema.type"),
+    ({"output_config": {"effort": "low"}}, "output_config.effort: this model does not reason"),
+    (
+        {"output_config": {"effort": "low"}, "thinking": {"type": "disabled"}},
+        "output_config.effort: thinking is disabled",
+    ),
     ({"seed": 5}, "seed"),
 ]
 
