@@ -7,6 +7,10 @@ from aiohttp import web
 from gateway.errors import ApiError
 
 UNBUILT = (
+    "/v1/conversations",
+    "/v1/messages/batches",
+    "/v1/responses/compact",
+    "/v1/responses/input_tokens",
     "/v1/rerank",
     "/v1/score",
     "/v1/classify",
