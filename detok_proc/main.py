@@ -9,7 +9,7 @@ from typing import Any
 from detok_proc.detokenizer import Detokenizer
 from detok_proc.vocabulary import load_vocabulary
 from ipc.control_messages import Held, Lost, ModelFiles
-from ipc.messages import StopHit, Tokens
+from ipc.messages import StopHit, Text, Tokens
 from ipc.names import gateway_name
 from ipc.process import Process
 from ipc.spans import DETOKENIZE
@@ -32,6 +32,8 @@ class Loop:
         self._process = process
         self._detokenizer: Detokenizer | None = None
         self._early: list[Any] = []
+        self._next_tokens = 0  # number of the Tokens that must come next
+        self._sent: dict[str, int] = {}  # how many Texts each gateway's run has been sent
 
     def handle(self, message: Any) -> None:
         if type(message) is ModelFiles:
@@ -49,10 +51,14 @@ class Loop:
         process, spans = self._process, self._process.spans
         match message:
             case Tokens():
+                if message.number != self._next_tokens:
+                    # Texts would lack words, and some never end: only a new start helps.
+                    raise RuntimeError(f"tokens {self._next_tokens} are missing, {message.number} came instead")
+                self._next_tokens += 1
                 begun = time.monotonic_ns() if spans.on else 0
                 outgoing = detokenizer.handle(message)
                 for gateway, text in outgoing.texts.items():
-                    process.peer(gateway_name(gateway)).send(text)
+                    self._send(gateway_name(gateway), text)
                 if outgoing.stopped:
                     process.peer("scheduler").send(StopHit(outgoing.stopped))
                 if begun:
@@ -62,8 +68,14 @@ class Loop:
                     process.peer(name).send(message)
             case Lost(process="scheduler"):
                 detokenizer.clear()  # their gateways end them
-            case Lost():
-                pass  # the scheduler ends what has to end
+                self._next_tokens = 0
+            case Lost():  # the scheduler ends what has to end
+                self._sent.pop(message.process, None)
             case _:
                 log.warning("dropped a %s: not expected here", type(message).__name__)
         process.stats = detokenizer.stats()
+
+    def _send(self, gateway: str, text: Text) -> None:
+        text.number = self._sent.get(gateway, 0)
+        self._sent[gateway] = text.number + 1
+        self._process.peer(gateway).send(text)

@@ -69,6 +69,7 @@ class Engine:
         self._live: dict[int, Sequence] = {}
         self._streams: set[Stream] = set()
         self._questions = Questions()
+        self._next_text = [0] * detokenizers  # numbers of the Texts that must come next
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -166,6 +167,7 @@ class Engine:
     # -- the ring's side ------------------------------------------------------------------------------------------
 
     def on_text(self, text: Text) -> None:
+        self._count(text)
         live = self._live
         for head in text.heads:
             if (sequence := live.get(head.rid)) is not None:
@@ -204,8 +206,9 @@ class Engine:
                 self._questions.fail(error, lost.process)
             case "detokenizer":
                 share = number_of(lost.process)
-                for rid, sequence in list(self._live.items()):
-                    if sequence.head is not None and share_of(rid, self._detokenizers) == share:
+                self._next_text[share] = 0
+                for sequence in self._of_detokenizer(share):
+                    if sequence.head is not None:
                         sequence.fail(error)
         for held in self._losses.on_lost(lost):
             self._end_all_but(held)
@@ -222,6 +225,20 @@ class Engine:
         return failed
 
     # -------------------------------------------------------------------------------------------------------------
+
+    def _count(self, text: Text) -> None:
+        """Fail what a detokenizer has in hand when one of its messages is missing: any of it may lack words."""
+        rid = text.rids[0] if text.rids else (text.heads or text.tails or text.readings)[0].rid
+        share = share_of(rid, self._detokenizers)
+        if text.number != self._next_text[share]:
+            log.error("text %d is missing, %d came instead", self._next_text[share], text.number)
+            for sequence in self._of_detokenizer(share):
+                sequence.fail(ApiError(500, "a part of the answer was lost inside the server; send the request again"))
+        self._next_text[share] = text.number + 1
+
+    def _of_detokenizer(self, share: int) -> list[Sequence]:
+        """The sequences whose text a detokenizer makes."""
+        return [sequence for rid, sequence in self._live.items() if share_of(rid, self._detokenizers) == share]
 
     def _end_all_but(self, held: Held) -> None:
         """End the sequences that a lost process took with it, and tell the scheduler which of the others nobody wants:

@@ -278,6 +278,9 @@ class Tokens:
     tails: list[Tail]
     time_ns: int  # when the step's result arrived
     readings: list[Reading] = field(default_factory=list)  # no position twice; of sequences whose Head is out
+    number: int = (
+        0  # of those that this run sends to this detokenizer, from 0: without one of them texts would be wrong
+    )
 
 
 @message(7)
@@ -302,6 +305,7 @@ class Text:
     tails: list[Tail]
     time_ns: int  # as in Tokens
     readings: list[Reading] = field(default_factory=list)  # as in Tokens, with the pieces filled in
+    number: int = 0  # of those that this run sends to this gateway, from 0
 
 
 @message(9)

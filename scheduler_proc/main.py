@@ -69,6 +69,7 @@ class Loop:
         self._scheduler: Scheduler | None = None
         self._step_log = step_log
         self._detokenizers = process.names("detokenizer")
+        self._sent = [0] * len(self._detokenizers)  # how many Tokens each of their runs has been sent
         self._publisher = publisher
         self._kv_events: list[KvEvent] = []  # of the scheduler, for the publisher
         self._early: list[Any] = []  # messages that wait for a runner
@@ -124,15 +125,13 @@ class Loop:
 
     def _send_out(self, scheduler: Scheduler) -> None:
         """What goes to the detokenizer, to those who follow the cache, and to the log."""
-        spans = self._process.spans
-        detokenizers = [self._process.peer(name) for name in self._detokenizers]
+        spans, workers = self._process.spans, len(self._detokenizers)
         for tokens in scheduler.outgoing:
             begun = time.monotonic_ns() if spans.on else 0
-            if len(detokenizers) == 1:
-                detokenizers[0].send(tokens)
-            else:
-                for share, part in split(tokens, len(detokenizers)).items():
-                    detokenizers[share].send(part)
+            for share, part in ({0: tokens} if workers == 1 else split(tokens, workers)).items():
+                part.number = self._sent[share]
+                self._sent[share] += 1
+                self._process.peer(self._detokenizers[share]).send(part)
             if begun:
                 spans.add(SEND, begun, tokens.time_ns, len(tokens.rids))
         scheduler.outgoing.clear()
@@ -146,6 +145,8 @@ class Loop:
     def _on_lost(self, lost: Lost, now: int) -> None:
         """Another process is lost, and has a successor: end the sequences that cannot go on without it."""
         scheduler = self._scheduler
+        if lost.process in self._detokenizers:
+            self._sent[number_of(lost.process)] = 0
         if scheduler is not None:
             scheduler.fail(losses.ended_by(lost, scheduler.held(), len(self._detokenizers)), losses.refusal(lost), now)
             self._send_out(scheduler)
@@ -171,6 +172,9 @@ class Loop:
         spans = self._process.spans
         match message:
             case Result():
+                if scheduler.misses_result(message.step):
+                    # Whether its tokens were sampled is not known any more.
+                    raise RuntimeError(f"the result of the step before {message.step} is missing")
                 scheduler.result(message, now)
                 if spans.on:
                     spans.add(RESULT, now, message.step, len(message.slots))

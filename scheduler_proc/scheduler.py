@@ -160,6 +160,11 @@ class Scheduler:
                 self._finish(sequence, ERROR, now, refusal=refusal)
         self._flush(now)
 
+    def misses_result(self, step: int) -> bool:
+        """Whether the result of this step comes before that of an older one, which cannot be with one lane."""
+        in_flight = self.planner.in_flight
+        return self.runner.lanes == 1 and step in in_flight and step != next(iter(in_flight))
+
     def result(self, result: Result, now: int) -> None:
         """Take in what a step sampled: append, find the ends, pass the tokens on."""
         step = self.planner.in_flight.pop(result.step, None)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from detok_proc.main import serve
+from detok_proc.main import Loop, serve
 from ipc import mock_vocabulary
 from ipc.codec import Ids
 from ipc.config import DetokenizerConfig, RingConfig
@@ -71,13 +71,24 @@ def test_ready_after_the_model_is_known_then_text_and_stop_hits(ring: Ring) -> N
     assert isinstance(other, Text)
     assert ([head.rid for head in other.heads], other.tails) == ([there], [])
     assert ring.receive("scheduler") == [StopHit([there])]
-    ring.outbox.send(Tokens([], [], Ids("i"), None, [Tail(there, STOP, 1, 50, 55)], 55))
+    ring.outbox.send(Tokens([], [], Ids("i"), None, [Tail(there, STOP, 1, 50, 55)], 55, number=1))
     [other] = ring.receive("gateway.2")
     assert isinstance(other, Text)
     assert [(tail.stop_string, tail.finished_ns) for tail in other.tails] == [("request ", 50)]
-    ring.outbox.send(Tokens([], [1], Ids("i", [3]), None, [], 60))
+    ring.outbox.send(Tokens([], [1], Ids("i", [3]), None, [], 60, number=2))
     ring.receive("gateway")
     assert ring.process.stats["sequences"] == 1
+
+
+def test_missing_tokens_end_the_process(tmp_path: Path) -> None:
+    """Its successor begins anew, and the sequences that it had end with an error."""
+    process = Process("detokenizer", RingConfig(str(tmp_path), EPOCH, "info"), DetokenizerConfig())
+    loop = Loop(process)
+    loop.handle(MOCK)
+    loop.handle(Tokens([Head(1, Output(), 1, 0, 1, 1, 1, 1)], [1], Ids("i", [1]), None, [], 50))
+    with pytest.raises(RuntimeError, match="tokens 1 are missing, 2 came instead"):
+        loop.handle(Tokens([], [1], Ids("i", [3]), None, [], 60, number=2))
+    process.close()
 
 
 def test_what_comes_before_the_model_is_known_waits_for_it(ring: Ring) -> None:

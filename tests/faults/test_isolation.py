@@ -107,10 +107,14 @@ def test_a_frame_that_is_cut_short_costs_one_request_at_most() -> None:
         wait_until_idle(server)
 
 
-def test_a_plan_that_is_missing_is_noticed() -> None:
-    """The runner would compute something else than the scheduler believes: it gives up, and starts anew."""
-    with Server(model="mock", env=env("scheduler:send:spoil:40")) as server:
-        statuses = [answer.status_code for answer in asyncio.run(answers(server, 4))]
-        assert set(statuses) <= {200, 503}
+@pytest.mark.parametrize(
+    "fault", [f"{process}:send:spoil:{nth}" for process in ("scheduler", "model") for nth in (40, 41)]
+)
+def test_a_frame_of_a_step_that_is_missing_is_noticed(fault: str) -> None:
+    """A plan, a result, or a step's tokens: who misses it gives up and starts anew, and no text lacks words."""
+    with Server(model="mock", env=env(fault)) as server:
+        outcome = asyncio.run(answers(server, 4))
+        assert {answer.status_code for answer in outcome} <= {200, 503}
+        assert {answer.json()["choices"][0]["text"] for answer in outcome if answer.status_code == 200} <= {TEXT}
         wait_for(lambda: "dropped a frame" in "".join(server.log), "the log says so")
         wait_until_idle(server)

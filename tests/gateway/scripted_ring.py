@@ -103,6 +103,7 @@ class ScriptedRing:
     def __init__(self, gateway: int = 0) -> None:
         """`gateway` is the index of the gateway that it is there for."""
         self.sent: list[Any] = []
+        self.num_texts = 0
         self.asked: list[Inspect | FlushCache | Watch] = []  # of the scheduler
         self.watched: dict[str, Any] = {}  # what it shows to those who watch
         self.reports: dict[str, list[dict[str, Any]]] = {}  # what the scheduler knows, by request id
@@ -217,7 +218,9 @@ class ScriptedRing:
             tails=tails or [],
             time_ns=1,
             readings=readings or [],
+            number=self.num_texts,
         )
+        self.num_texts += 1
         _, message = decode(encode(message, epoch=1))
         self.engine.on_text(message)
 

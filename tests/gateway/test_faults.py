@@ -296,6 +296,22 @@ async def test_nothing_is_admitted_until_all_are_ready(
 
 
 @pytest.mark.asyncio
+async def test_a_missing_text_fails_what_may_lack_words(ring: ScriptedRing, http: aiohttp.ClientSession) -> None:
+    def script(generate: Generate) -> None:
+        ring.bring([head(generate.rid)], [(generate.rid, "one", [1])])
+        ring.num_texts += 1
+        ring.bring([], [(generate.rid, "three", [3])], [tail(generate.rid, 3)])
+
+    ring.script = script
+    async with http.post(TEXT, json={"prompt": "x"}) as response:
+        assert response.status == 500
+        assert "a part of the answer was lost" in (await response.json())["error"]["message"]
+    ring.script = lambda generate: ring.answer(generate, ["all", " well"])
+    async with http.post(TEXT, json={"prompt": "x"}) as response:
+        assert (await response.json())["choices"][0]["text"] == "all well"
+
+
+@pytest.mark.asyncio
 async def test_everything_in_flight_fails_with_the_ring(ring: ScriptedRing, http: aiohttp.ClientSession) -> None:
     unary = asyncio.create_task(http.post(TEXT, json={"prompt": "unary"}))
     first = await ring.next(Generate)

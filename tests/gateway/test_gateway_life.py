@@ -77,6 +77,7 @@ class World:
         self.tokenizer = Neighbour(self._context, run_dir, "tokenizer")
         self.scheduler = Neighbour(self._context, run_dir, "scheduler")
         self._gateway = Outbox(self._context, run_dir, "gateway", epoch=3)
+        self.num_texts = 0
         self.running = asyncio.create_task(Gateway(self.process).run())
 
     def send(self, message: Any) -> None:
@@ -89,7 +90,9 @@ class World:
     def bring(self, rid: int, text: str, ends: bool = False, opens: bool = False) -> None:
         """One token for one sequence."""
         tails = [tail(rid, 1)] if ends else []
-        self.send(Text([head(rid)] if opens else [], [rid], [text], [1], array("i", [1]), None, tails, 1))
+        heads = [head(rid)] if opens else []
+        self.send(Text(heads, [rid], [text], [1], array("i", [1]), None, tails, 1, number=self.num_texts))
+        self.num_texts += 1
 
     async def close(self) -> None:
         self.send(Shutdown())
@@ -161,6 +164,7 @@ async def test_a_request_round_the_ring(world: World, http: aiohttp.ClientSessio
     generate = await world.tokenizer.next(Generate)
     world.send(Submit(1, "", 1, array("i"), generate.sampling, generate.output, 0, "", 0, 0, None))  # astray
     world.send(Text([], [999], ["columns", "differ"], [1], array("i"), None, [], 1))  # a sender's bug
+    world.num_texts += 1
     world.bring(generate.rid, "a", opens=True)
     world.bring(generate.rid, "b", ends=True)
     response = await asking

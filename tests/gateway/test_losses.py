@@ -62,6 +62,7 @@ async def test_a_lost_detokenizer_ends_what_had_begun_and_what_is_not_held(
     assert await status_of(begun) == 503
     ring.engine.on_held(Held("detokenizer", 5, 0, [waits_rid]))
     assert await status_of(gone) == 503
+    ring.num_texts = 0  # of its successor
     ring.bring([head(waits_rid)], [(waits_rid, "a", [1])], [tail(waits_rid, 1)])
     assert await status_of(waits) == 200
 
