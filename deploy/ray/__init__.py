@@ -1,0 +1,1 @@
+"""Quintet on Ray Serve: replicas that are whole rings behind one front door. docs/scaling.md explains it."""
