@@ -12,7 +12,6 @@ the simulator.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -22,6 +21,7 @@ from ipc.config import SchedulerConfig
 from ipc.control_messages import RunnerReady
 from ipc.messages import ABORT, ERROR, LENGTH, STOP, TIMEOUT, Plan, Prepared, Reading, Refusal, Result, Submit, Tokens
 from scheduler_proc.admission import Admission
+from scheduler_proc.deadlines import Deadlines
 from scheduler_proc.grammars import Grammars
 from scheduler_proc.kv_events import AllBlocksCleared, KvEvent
 from scheduler_proc.life_cycle import END_OF_REASON, Event, State
@@ -73,7 +73,7 @@ class Scheduler:
         self.last_step: Step | None = None  # the one whose result arrived last
         self._timeouts = 0
         self._sequences: dict[int, Sequence] = {}
-        self._deadlines: list[tuple[int, int]] = []  # a heap of (time, rid); those of ended sequences are skipped
+        self._deadlines = Deadlines(self._sequences)
         self._eos = frozenset(runner.eos_token_ids)
         self._next_order = 0
         self._last_finished_ns = 0  # by the runner
@@ -99,8 +99,7 @@ class Scheduler:
             stop_ids = frozenset(sequence.sampling.stop_token_ids)
             ignores_eos = sequence.sampling.ignore_eos and not submit.grammar
             sequence.stop_ids = stop_ids if ignores_eos else stop_ids | self._eos
-            if sequence.deadline_ns:
-                heapq.heappush(self._deadlines, (sequence.deadline_ns, sequence.rid))
+            self._deadlines.add(sequence)
             if leader is None:
                 leader = sequence
                 self._queue(sequence, Event.QUEUED, now)
@@ -131,20 +130,17 @@ class Scheduler:
 
     def expire(self, now: int) -> None:
         """End the sequences whose deadline has passed."""
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, rid = heapq.heappop(self._deadlines)
-            sequence = self._sequences.get(rid)
-            if sequence is not None:
-                self._timeouts += 1
-                milliseconds = (sequence.deadline_ns - sequence.received_ns) // 1_000_000
-                text = f"the request was not finished within its {milliseconds} ms: {WHEREABOUTS[sequence.state]}"
-                self._finish(sequence, TIMEOUT, now, refusal=Refusal(504, "timeout_error", text))
+        for sequence in self._deadlines.passed(now):
+            self._timeouts += 1
+            milliseconds = (sequence.deadline_ns - sequence.received_ns) // 1_000_000
+            text = f"the request was not finished within its {milliseconds} ms: {WHEREABOUTS[sequence.state]}"
+            self._finish(sequence, TIMEOUT, now, refusal=Refusal(504, "timeout_error", text))
         self._flush(now)
 
     @property
     def next_deadline_ns(self) -> int | None:
         """When `expire` has something to do at the earliest."""
-        return self._deadlines[0][0] if self._deadlines else None
+        return self._deadlines.next_ns
 
     def prepared(self, prepared: Prepared, now: int) -> None:
         """Queue the sequences that waited for a grammar, or end them when it cannot be compiled."""
