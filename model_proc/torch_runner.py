@@ -117,13 +117,11 @@ class TorchRunner:
         inputs = self._batch.advance(plan)
         for slot in plan.drop:
             self._reader.drop(slot)
-        for admit in plan.admit:
-            self._sampler.admit(admit)
-            self._reader.admit(admit)
+        errors = self._admit(plan.admit)
         self._check_slots(plan.slots)
         slots = inputs.sample_slots.tolist()
         constraints = self._constraints.of_rows(slots) if self._constraints is not None else []
-        step = Launched(plan, inputs, slots, self._sampling_of(slots), constraints, started)
+        step = Launched(plan, inputs, slots, self._sampling_of(slots), constraints, started, errors=errors)
         with self._contained(step, "model"):
             step.forward = self._forward(inputs)
             if (read := self._reader.take()) is not None:
@@ -192,6 +190,18 @@ class TorchRunner:
                 step.error = step.error or f"the {what} failed in this step: {type(failure).__name__}"
         if step.ran_out and self._device.type == "cuda":
             torch.cuda.empty_cache()  # pieces of the wrong sizes; only now does nothing hold on to them
+
+    def _admit(self, admits: list[Admit]) -> dict[int, str]:
+        """Note how new sequences sample and what they read. Returns the slots for which that failed, and why."""
+        errors = {}
+        for admit in admits:
+            try:
+                self._sampler.admit(admit)
+                self._reader.admit(admit)
+            except Exception as failure:
+                log.warning("slot %d cannot be admitted", admit.slot, exc_info=True)
+                errors[admit.slot] = f"the sampling of this request cannot be set up: {type(failure).__name__}"
+        return errors
 
     # -- the forward pass ----------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from ipc.codec import Ids
 from ipc.config import ModelConfig, section
 from ipc.control_messages import RunnerReady
-from ipc.messages import LENGTH, Sampling
+from ipc.messages import LENGTH, Admit, Sampling
 from ipc.options import complete
 from model_proc.describe import describe
 from model_proc.files.model_files import LocalModel
@@ -206,6 +206,26 @@ def test_a_row_that_cannot_be_sampled_fails_alone(model: Model, monkeypatch: pyt
         assert [len(rows) for rows in one.logprobs] == [len(rows) for rows in other.logprobs]
     assert outcomes[4].refusal is not None
     assert "the sampling of this request failed: ValueError" in outcomes[4].refusal.message
+    assert scheduler.residents.pool.num_in_use == 0
+
+
+def test_a_sequence_that_cannot_be_admitted_fails_alone(
+    model: Model, batched: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = model.runner._sampler.admit
+
+    def refuse_seven(admit: Admit) -> None:
+        if admit.sampling.top_k == 7:
+            raise ValueError("seven is right out")
+        original(admit)
+
+    monkeypatch.setattr(model.runner._sampler, "admit", refuse_seven)
+    kinds = [GREEDY, replace(GREEDY, top_k=7), GREEDY]
+    # In chunks of 7, so that the step it fails in does not sample it.
+    outcomes, scheduler = generate(model.runner, model.ready, model.prompts[:3], kinds, max_num_batched_tokens=7)
+    assert _tokens(outcomes[::2]) == batched[:3:2]
+    assert outcomes[1].refusal is not None
+    assert "cannot be set up: ValueError" in outcomes[1].refusal.message
     assert scheduler.residents.pool.num_in_use == 0
 
 
