@@ -57,7 +57,7 @@ def run(workload: Workload, policy: str, seed: int, launch: Sequence[str], overh
     failed = [done.error for _, done in measured if done.error]
     if failed or len(measured) != len(arrivals):
         raise RuntimeError(f"{len(failed)} of {len(arrivals)} requests failed, the first with: {failed[:1]}")
-    stats = ring.scheduler.stats()
+    stats = ring.stats()
     groups = sorted({arrival.group for arrival in arrivals})
     ttfts = {name: sorted(1000 * done.ttft for arrival, done in measured if arrival.group == name) for name in groups}
     every = sorted(ttft for group in ttfts.values() for ttft in group)

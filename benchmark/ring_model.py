@@ -23,6 +23,7 @@ from ipc.codec import Ids
 from ipc.config import ModelConfig, SchedulerConfig, section
 from ipc.messages import REASON_NAMES, Head, Output, Plan, Result, Sampling, Submit, Tail, Tokens
 from model_proc.mock import MockRunner, describe_mock
+from scheduler_proc import figures
 from scheduler_proc.kv_events import KvEvent
 from scheduler_proc.scheduler import Scheduler
 
@@ -148,7 +149,7 @@ class Ring:
 
     def stats(self) -> dict[str, Any]:
         """The scheduler's figures of this moment."""
-        return self.scheduler.stats()
+        return figures.stats(self.scheduler)
 
     def busy_s(self) -> dict[str, float]:
         """Seconds that each process has worked."""

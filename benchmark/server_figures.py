@@ -96,7 +96,7 @@ def progress(before: Snapshot, after: Snapshot) -> dict[str, int]:
 def server_figures(
     before: Mapping[str, Any], after: Mapping[str, Any], steps: Sequence[Step], cores: dict[str, float]
 ) -> ServerFigures:
-    """What happened from one state of the scheduler's figures (`Scheduler.stats()`) to another."""
+    """What happened from one state of the scheduler's figures (`scheduler_proc.figures.stats`) to another."""
 
     def grown(name: str) -> int:
         return int(after.get(name, 0)) - int(before.get(name, 0))  # a scheduler that has done nothing says nothing

@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any
 
 from scheduler_proc.blocks import BlockPool
+from scheduler_proc.figures import counts
 from scheduler_proc.scheduler import Scheduler
 from scheduler_proc.step import Step
 
@@ -16,15 +17,15 @@ MAX_CELLS = 1024  # of the map
 def live_view(scheduler: Scheduler) -> dict[str, Any]:
     """One snapshot. Its cost is bounded, however much there is: a fraction of a millisecond."""
     pool, planner, residents = scheduler.residents.pool, scheduler.planner, scheduler.residents
-    stats = scheduler.counts()
+    numbers = counts(scheduler)
     return {
         "queues": {
-            "waiting": stats["waiting"],
-            "held": stats["held"],
-            "prefill": stats["running_prefill"],
-            "decode": stats["running_decode"],
-            "decode_ready": stats["ready_decode"],
-            "sequences": stats["sequences"],
+            "waiting": numbers["waiting"],
+            "held": numbers["held"],
+            "prefill": numbers["running_prefill"],
+            "decode": numbers["running_decode"],
+            "decode_ready": numbers["ready_decode"],
+            "sequences": numbers["sequences"],
         },
         "batch": {
             "budget": scheduler.config.max_num_batched_tokens,

@@ -14,6 +14,7 @@ from ipc.names import EPOCH_MASK, epoch_of, gateway_name, gateway_of, model_name
 from ipc.process import FatalError, Process
 from ipc.spans import ADMIT, PLAN, RESULT, SEND, SUBMIT
 from scheduler_proc import losses
+from scheduler_proc.figures import inspect, stats
 from scheduler_proc.grammars import Grammars
 from scheduler_proc.kv_events import KvEvent
 from scheduler_proc.kv_publisher import KvPublisher
@@ -193,7 +194,7 @@ class Loop:
             case StopHit(rids=rids):
                 scheduler.stop_hit(rids, now)
             case Inspect(rid=rid, request_id=request_id):
-                self._report(rid, {"sequences": scheduler.inspect(request_id, now)})
+                self._report(rid, {"sequences": inspect(scheduler, request_id, now)})
             case FlushCache(rid=rid):
                 self._report(rid, {"blocks": scheduler.flush_cache()})
             case Watch(rid=rid):
@@ -221,7 +222,7 @@ class Loop:
                 "retry_after_s": scheduler.retry_after_s(now),
                 "kv_event_batches": self._publisher.num_published if self._publisher else 0,
             }
-            self._process.stats = scheduler.stats() | figures
+            self._process.stats = stats(scheduler) | figures
             self._next_stats_ns = now + STATS_INTERVAL_NS
 
     def _seconds_to_deadline(self) -> float | None:

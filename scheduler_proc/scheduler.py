@@ -6,15 +6,14 @@ the result arrives. The runner executes plans in order on one stream, so whateve
 next one. (A runner with several lanes works on several plans at once; a sequence is then in one of them at a time.)
 
 This file takes in what arrives; `planner` makes the steps, `residents` and `waiting` keep the sequences, `policies`
-order them. Nothing here sleeps, reads a clock or does I/O, so the same code runs in the server, in the tests and in
-the simulator.
+order them, `figures` shows them. Nothing here sleeps, reads a clock or does I/O, so the same code runs in the server,
+in the tests and in the simulator.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from ipc.codec import Ids
 from ipc.config import SchedulerConfig
@@ -71,7 +70,7 @@ class Scheduler:
         self.admission = Admission(config, runner, self.tally)
         self.reports = Reports()
         self.last_step: Step | None = None  # the one whose result arrived last
-        self._timeouts = 0
+        self.timeouts = 0  # so many sequences have met their deadline
         self._sequences: dict[int, Sequence] = {}
         self._deadlines = Deadlines(self._sequences)
         self._eos = frozenset(runner.eos_token_ids)
@@ -131,7 +130,7 @@ class Scheduler:
     def expire(self, now: int) -> None:
         """End the sequences whose deadline has passed."""
         for sequence in self._deadlines.passed(now):
-            self._timeouts += 1
+            self.timeouts += 1
             milliseconds = (sequence.deadline_ns - sequence.received_ns) // 1_000_000
             text = f"the request was not finished within its {milliseconds} ms: {WHEREABOUTS[sequence.state]}"
             self._finish(sequence, TIMEOUT, now, refusal=Refusal(504, "timeout_error", text))
@@ -211,64 +210,10 @@ class Scheduler:
         """All that have not ended, in the order of their arrival."""
         return self._sequences.values()
 
-    def counts(self) -> dict[str, int]:
-        """How many sequences and steps are where, now."""
-        residents, planner = self.residents, self.planner
-        decoding = [sequence for sequence in residents.sequences if sequence.state is State.DECODE]
-        return {
-            "waiting": len(self.waiting),
-            "waiting_tokens": self.waiting.num_tokens,
-            "waiting_prefill": len(self.waiting),
-            "held": len(self._sequences) - len(self.waiting) - len(residents.sequences),
-            "running": len(residents.sequences),
-            "running_prefill": len(residents.sequences) - len(decoding),
-            "running_decode": len(decoding),
-            "ready_decode": sum(1 for sequence in decoding if sequence.last_step not in planner.in_flight),
-            "sequences": len(self._sequences),
-            "preparing": self.grammars.num_waiting,
-            "grammars": len(self.grammars),
-            "steps_in_flight": len(planner.in_flight),
-            "lanes": self.runner.lanes,
-        }
-
-    def stats(self) -> dict[str, Any]:
-        """The figures of this moment, as plain data."""
-        residents, pool, planner = self.residents, self.residents.pool, self.planner
-        return self.counts() | {
-            "steps": planner.next_step,
-            "preemptions": planner.preemptions,
-            "timeouts": self._timeouts,
-            "blocks_total": pool.num_blocks,
-            "blocks_free": pool.num_free,
-            "blocks_cached": pool.num_cached,
-            "blocks_in_use": pool.num_in_use,
-            "blocks_shared": pool.num_shared,
-            "block_size": pool.block_size,
-            "prefix_queries": residents.prefix_queries,
-            "prefix_hits": residents.prefix_hits,
-            "prefix_requests_hit": residents.prefix_requests_hit,
-            "prefix_requests_missed": residents.prefix_requests_missed,
-            "evictions": pool.evictions,
-            "tally": self.tally.export(),
-        }
-
     def retry_after_s(self, now: int) -> float:
         """When a request that finds the queue full may come again: when those who wait now are through."""
         queued = len(self._sequences) - len(self.residents.sequences)
         return self.admission.rate.retry_after_s(queued, self.waiting.num_tokens, now)
-
-    def inspect(self, request_id: str, now: int) -> list[dict[str, Any]]:
-        """Where the sequences of a request are: those that live, and those that ended lately."""
-        living = [sequence for sequence in self._sequences.values() if sequence.request_id == request_id]
-        in_flight = self.planner.in_flight
-        return self.reports.ended(request_id) + [
-            self.reports.of(sequence)
-            | {"in_step": sequence.last_step in in_flight, "queue_position": self._position(sequence, now)}
-            for sequence in living
-        ]
-
-    def _position(self, sequence: Sequence, now: int) -> int | None:
-        return self.waiting.position(sequence, now) if sequence.state is State.WAITING else None
 
     # -- results -------------------------------------------------------------------------------------------------------
 

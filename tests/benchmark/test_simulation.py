@@ -93,8 +93,8 @@ def test_the_ring_calls_back_once_for_each_request() -> None:
     assert ends == Counter(range(40))
     outcomes = Counter(measured.error[:3] or measured.finish_reason for measured in reasons.values())
     assert set(outcomes) == {"stop", "429", "504"}
-    assert ring.scheduler.stats()["blocks_in_use"] == 0
-    assert ring.scheduler.stats()["sequences"] == 0
+    assert ring.stats()["blocks_in_use"] == 0
+    assert ring.stats()["sequences"] == 0
 
 
 def test_a_conversation_ends_with_its_first_failure() -> None:

@@ -11,6 +11,7 @@ from ipc.config import SchedulerConfig, section
 from ipc.control_messages import RunnerReady
 from ipc.messages import ABORT, LENGTH, STOP, TIMEOUT, Plan, Result, Sampling, Submit, Tail
 from ipc.options import OptionError, complete
+from scheduler_proc import figures
 from scheduler_proc.life_cycle import ENDS, TRANSITIONS, Event, LifeCycleError, State, after
 from scheduler_proc.scheduler import Scheduler
 from tests.scheduler_proc.fake_runner import submit
@@ -168,7 +169,7 @@ def test_equal_prompts_that_arrive_together_wait_for_the_first_one() -> None:
     assert bench.plan() == {0: 1, 3: 1, 1: 4, 2: 4}, "the others find 12 tokens; the last block is never taken whole"
     bench.answer()
     bench.answer()
-    stats = bench.scheduler.stats()
+    stats = figures.stats(bench.scheduler)
     assert (stats["prefix_requests_hit"], stats["prefix_requests_missed"], stats["prefix_hits"]) == (2, 2, 24)
 
 
@@ -270,22 +271,22 @@ def test_a_request_can_be_inspected_from_its_first_to_its_last_moment_and_after(
     bench.send(0, 4, max_tokens=2)
     bench.send(1, 4, max_tokens=2, priority=3)
     bench.send(2, 4, max_tokens=2)
-    [waiting] = bench.scheduler.inspect("request-2", bench.now)
+    [waiting] = figures.inspect(bench.scheduler, "request-2", bench.now)
     assert (waiting["state"], waiting["queue_position"], waiting["blocks"], waiting["slot"]) == ("waiting", 2, 0, None)
     bench.plan()
-    [running] = bench.scheduler.inspect("request-0", bench.now)
+    [running] = figures.inspect(bench.scheduler, "request-0", bench.now)
     assert (running["state"], running["in_step"], running["computed_tokens"]) == ("prefill", True, 4)
     assert running["blocks"] == 1
     bench.answer()
-    [decoding] = bench.scheduler.inspect("request-0", bench.now)
+    [decoding] = figures.inspect(bench.scheduler, "request-0", bench.now)
     assert (decoding["state"], decoding["in_step"], decoding["output_tokens"]) == ("decode", False, 1)
     bench.step()
-    [over] = bench.scheduler.inspect("request-0", bench.now)
+    [over] = figures.inspect(bench.scheduler, "request-0", bench.now)
     assert (over["state"], over["finish_reason"], over["output_tokens"]) == ("finished", "length", 2)
     bench.scheduler.abort([1], bench.now)
-    [gone] = bench.scheduler.inspect("request-1", bench.now)
+    [gone] = figures.inspect(bench.scheduler, "request-1", bench.now)
     assert (gone["state"], gone["finish_reason"], gone["priority"]) == ("canceled", "abort", 3)
-    assert bench.scheduler.inspect("nobody", bench.now) == []
+    assert figures.inspect(bench.scheduler, "nobody", bench.now) == []
 
 
 def test_every_transition_is_noted_when_asked_for() -> None:

@@ -18,6 +18,7 @@ from ipc.control_messages import RunnerReady
 from ipc.messages import ABORT, ERROR, LENGTH, STOP, TIMEOUT, Prepared
 from ipc.option_table import POLICIES
 from ipc.options import complete
+from scheduler_proc import figures
 from scheduler_proc.grammars import Grammars
 from scheduler_proc.kv_events import as_map, public_name
 from scheduler_proc.scheduler import Scheduler
@@ -203,7 +204,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.client.take(self.scheduler.outgoing)
         self.scheduler.residents.pool.check()
         assert self.scheduler.residents.pool.num_in_use == 0
-        stats = self.scheduler.stats()
+        stats = figures.stats(self.scheduler)
         assert (stats["waiting"], stats["running"], stats["sequences"], stats["steps_in_flight"]) == (0, 0, 0, 0)
         assert stats["preparing"] == 0
         assert self.scheduler.grammars.num_in_use == 0

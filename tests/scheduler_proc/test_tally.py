@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from scheduler_proc import figures
 from scheduler_proc.blocks import BlockPool
 from scheduler_proc.live import MAX_CELLS, block_map, live_view
 from tests.scheduler_proc.test_planning import Bench
@@ -22,7 +23,7 @@ def run(**options: Any) -> Bench:
 
 
 def test_steps_tokens_and_ends_add_up() -> None:
-    stats = run().scheduler.stats()
+    stats = figures.stats(run().scheduler)
     tally = stats["tally"]
     assert tally["generated_tokens"] == 6 * 20
     assert tally["step_tokens"]["prefill"] == 6 * 5
@@ -38,7 +39,7 @@ def test_steps_tokens_and_ends_add_up() -> None:
 
 
 def test_preemptions_wait_twice() -> None:
-    stats = run(num_blocks=12).scheduler.stats()
+    stats = figures.stats(run(num_blocks=12).scheduler)
     tally = stats["tally"]
     assert stats["preemptions"] > 0
     assert sum(tally["queue_waits"]["preempted"]["counts"]) == stats["preemptions"]
@@ -49,8 +50,8 @@ def test_a_full_queue_is_counted() -> None:
     bench = Bench(max_num_queued_reqs=2)
     for rid in range(4):
         bench.send(rid, 4)
-    assert bench.scheduler.stats()["tally"]["queue_full"] == 2
-    assert bench.scheduler.stats()["tally"]["ends"]["error"] == 2
+    assert figures.stats(bench.scheduler)["tally"]["queue_full"] == 2
+    assert figures.stats(bench.scheduler)["tally"]["ends"]["error"] == 2
 
 
 def test_a_view_shows_sequences_steps_and_blocks() -> None:
