@@ -1,6 +1,7 @@
 """Does the server keep its word while everything happens to it?
 
-    python -m benchmark.chaos --minutes 30 [--fault-every 20] [--clients 32] [--seed 0] [--json FILE] [-- OPTIONS]
+    python -m benchmark.chaos --minutes 30 [--fault-every 20] [--clients 32] [--seed 0] [--no-kills] [--json FILE]
+                              [-- OPTIONS]
     python -m benchmark.chaos -- --model=mock --gateway-workers=2 --tokenizer-workers=2 --detokenizer-workers=2
 
 It starts a server with the mock, loads it with clients that know their answers, and does something to it every few
@@ -27,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmark.chaos.clients import Load
-from benchmark.chaos.harm import FAULTS, Harm, folder_of_sockets
+from benchmark.chaos.harm import FAULTS, GENTLE, Harm, folder_of_sockets
 from benchmark.chaos.watch import Watch
 from benchmark.report import write_json
 from benchmark.server import Server
@@ -73,7 +74,7 @@ def of_all(processes: dict[str, Any], kind: str, figure: str) -> int:
 async def run(server: Server, args: argparse.Namespace) -> dict[str, Any]:
     """Load and harm the server for so many minutes. Returns all that was seen."""
     load = Load(server.url, args.seed)
-    harm = Harm(server, load, args.seed)
+    harm = Harm(server, load, args.seed, GENTLE if args.no_kills else FAULTS)
     watch = Watch(server)
     watching = asyncio.create_task(watch.run())
     clients = asyncio.create_task(load.run(args.clients))
@@ -88,12 +89,13 @@ async def run(server: Server, args: argparse.Namespace) -> dict[str, Any]:
     watching.cancel()
     run_dir = folder_of_sockets(server)
     code = await asyncio.get_running_loop().run_in_executor(None, server.stop)
-    window_s = min(GROWTH_WINDOW_S, 60 * args.minutes * 2 / 3)
+    window_s = min(GROWTH_WINDOW_S, 60 * args.minutes * 5 / 6)
     return {
         "minutes": args.minutes,
         "fault_every_s": args.fault_every,
         "clients": args.clients,
         "seed": args.seed,
+        "kills": not args.no_kills,
         "faults": dict(sorted(Counter(harm.done).items())),
         "ends": dict(sorted(load.outcomes.ends.items())),
         "requests": sum(load.outcomes.ends.values()) - load.outcomes.ends["wrong"],
@@ -101,7 +103,8 @@ async def run(server: Server, args: argparse.Namespace) -> dict[str, Any]:
         "books": books,
         "growth": watch.growth(window_s),
         "growth_window_s": window_s,
-        "growth_counts": window_s / 2 >= len(FAULTS) * args.fault_every,
+        "growth_counts": window_s / 2 >= len(harm.kinds) * args.fault_every,
+        "mib_by_minute": watch.by_minute(),
         "exit_code": code,
         "left_processes": sorted(str(process) for process in watch.seen if process.is_running()),
         "left_sockets": run_dir.exists(),
@@ -121,6 +124,8 @@ def failures(found: dict[str, Any]) -> list[str]:
             broken.append(f"{name} grew by {moved['growth_percent']} %")
         if moved["files_after"] > moved["files_before"] + EXTRA_FILES:
             broken.append(f"{name} has {moved['files_after']} files open, and had {moved['files_before']}")
+        if not found["kills"] and moved["runs"] > 1:
+            broken.append(f"{name} was started {moved['runs']} times, though nobody killed it")
     return broken
 
 
@@ -148,6 +153,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--fault-every", type=float, default=20.0, help="seconds between faults (default: 20)")
     parser.add_argument("--clients", type=int, default=32, help="requests in flight (default: 32)")
     parser.add_argument("--seed", type=int, default=0, help="of the order of things (default: 0)")
+    parser.add_argument("--no-kills", action="store_true", help="leave the processes alone, so that each grows old")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was seen to this file")
     parser.add_argument("launch", nargs="*", help="behind --: options of the server, instead of the mock's")
     args = parser.parse_args(argv)

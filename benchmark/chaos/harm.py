@@ -22,20 +22,15 @@ LEAVERS = 100
 IDLE_CONNECTIONS = 200
 RING = ("gateway", "tokenizer", "scheduler", "model", "detokenizer")
 
-
-FAULTS = [
-    *(f"{how} {name}" for name in RING for how in ("kill", "stop")),
-    "flood",
-    "leave",
-    "noise",
-    "idle connections",
-]
+GENTLE = ["flood", "leave", "noise", "idle connections"]  # what no process should die of
+FAULTS = [*(f"{how} {name}" for name in RING for how in ("kill", "stop")), *GENTLE]
 
 
 class Harm:
     """Does one thing after the other to a server, and remembers what."""
 
-    def __init__(self, server: Server, load: Load, seed: int) -> None:
+    def __init__(self, server: Server, load: Load, seed: int, kinds: list[str]) -> None:
+        self.kinds = kinds
         self.done: list[str] = []
         self._server = server
         self._load = load
@@ -45,7 +40,7 @@ class Harm:
     async def next(self) -> str:
         """Do the next thing. Returns its name."""
         if not self._left:
-            self._left = FAULTS.copy()
+            self._left = self.kinds.copy()
             self._random.shuffle(self._left)
         what = self._left.pop()
         self.done.append(what)

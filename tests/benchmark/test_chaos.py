@@ -10,6 +10,8 @@ import pytest
 
 from benchmark.chaos.__main__ import failures, main
 from benchmark.chaos.clients import Load
+from benchmark.chaos.watch import Watch
+from benchmark.server import Server
 from ipc.mock_vocabulary import WORDS
 
 BODY = {"max_tokens": 3, "n": 2}
@@ -21,7 +23,8 @@ GOOD: dict[str, Any] = {
     "left_processes": [],
     "left_sockets": False,
     "growth_counts": True,
-    "growth": {"model": {"growth_percent": 1.0, "files_before": 20, "files_after": 20}},
+    "kills": True,
+    "growth": {"model": {"growth_percent": 1.0, "files_before": 20, "files_after": 20, "runs": 3}},
 }
 
 
@@ -53,12 +56,28 @@ def test_what_a_stream_may_be(texts: list[str], ended: list[bool], errors: int, 
         ({"exit_code": 1}, 1),
         ({"left_processes": ["quintet: model"]}, 1),
         ({"left_sockets": True}, 1),
-        ({"growth": {"model": {"growth_percent": 9.0, "files_before": 20, "files_after": 60}}}, 2),
-        ({"growth_counts": False, "growth": {"m": {"growth_percent": 9.0, "files_before": 9, "files_after": 9}}}, 0),
+        ({"growth": {"model": {"growth_percent": 9.0, "files_before": 20, "files_after": 60, "runs": 1}}}, 2),
+        (
+            {
+                "growth_counts": False,
+                "growth": {"m": {"growth_percent": 9.0, "files_before": 9, "files_after": 9, "runs": 1}},
+            },
+            0,
+        ),
+        ({"kills": False}, 1),  # it was started three times
     ],
 )
 def test_a_word_that_was_broken_is_found(change: dict[str, Any], count: int) -> None:
     assert len(failures(GOOD | change)) == count
+
+
+def test_how_memory_moves() -> None:
+    watch = Watch(Server())
+    watch.samples["model"] = [(float(at), 50.0 + (at > 90) * 10, 20, 1 + (at >= 60)) for at in range(120)]
+    assert watch.by_minute() == {"model": [50.0, 50.0]}
+    moved = watch.growth(120.0)["model"]
+    assert (moved["peak_mib_before"], moved["peak_mib_after"], moved["growth_percent"]) == (50.0, 60.0, 20.0)
+    assert (moved["median_mib_before"], moved["median_mib_after"], moved["runs"]) == (50.0, 50.0, 2)
 
 
 def test_a_short_run(tmp_path: Path) -> None:
