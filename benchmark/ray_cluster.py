@@ -34,7 +34,7 @@ DASHBOARD = re.compile(r"http://[0-9.]+:[0-9]+")
 STOP_TIMEOUT_S = 60.0
 
 
-class RayError(RuntimeError):
+class RayClusterError(RuntimeError):
     """The application did not start; the text is what Ray said."""
 
 
@@ -114,7 +114,7 @@ class RayCluster:
             capture_output=True, text=True, env=self._env, cwd=HOME,
         )  # fmt: skip
         if done.returncode:
-            raise RayError(done.stdout + done.stderr)
+            raise RayClusterError(done.stdout + done.stderr)
 
     def replicas(self, deployment: str = "Ring") -> list[psutil.Process]:
         """The processes of a deployment's replicas."""
@@ -150,7 +150,7 @@ class RayCluster:
         while not self._is_ready():
             said = "".join(self.log)
             if self.process.poll() is not None or "DEPLOY_FAILED" in said or time.monotonic() > deadline:
-                raise RayError(f"the application is not ready: {said}")
+                raise RayClusterError(f"the application is not ready: {said}")
             time.sleep(0.1)
 
     def _is_ready(self) -> bool:

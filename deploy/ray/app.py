@@ -15,6 +15,7 @@ from deploy.ray.router import PrefixRouter
 from ipc.options import OptionError, from_command_line
 
 GRACE_S = 10.0  # for a replica to leave, beyond what its requests get
+STARTS = 3  # that may fail before the deployment has failed: what is wrong with a model or an option stays wrong
 MAX_ONGOING_REQUESTS = 4096  # as many as a gateway takes connections: the ring's own queue is the one that counts
 # What the application decides: nobody but its replica reaches a ring, and every ring publishes what it has cached.
 RESERVED = (
@@ -47,6 +48,7 @@ def build(args: dict[str, Any]) -> Application:
         Ring,
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         graceful_shutdown_timeout_s=leave_s,
+        max_constructor_retry_count=STARTS,
         request_router_config=RequestRouterConfig(request_router_class=PrefixRouter),
         ray_actor_options={"num_gpus": options["tensor_parallel_size"]} if options["tensor_parallel_size"] > 1 else {},
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -76,11 +75,11 @@ def _sum(bodies: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Number by number, objects of numbers as well; figures of single processes are left to their replicas."""
     total: dict[str, Any] = {}
     for name, value in bodies[0].items():
-        values = [body.get(name, 0) for body in bodies]
+        values = [body[name] for body in bodies if name in body]  # rings of two versions may differ, during an update
         if isinstance(value, int | float):
             total[name] = sum(values)
         elif isinstance(value, dict) and all(isinstance(item, int | float) for item in value.values()):
-            total[name] = dict(sum((Counter(each) for each in values), Counter()))
+            total[name] = {key: sum(each.get(key, 0) for each in values) for key in value}
     return total
 
 

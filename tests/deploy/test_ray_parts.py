@@ -98,9 +98,13 @@ def test_which_routes_concern_all_rings() -> None:
 
 
 def test_numbers_are_added_up() -> None:
-    loads = [{"running": n, "in_flight": {"requests": n}, "processes": {"model": {"steps": n}}} for n in (1, 2)]
+    loads = [
+        {"running": n, "in_flight": {"requests": n, "sequences": 0}, "processes": {"model": {"steps": n}}}
+        for n in (1, 2)
+    ]
     found = orjson.loads(summed([answer("a", loads[0]), answer("b", loads[1])]).body)
-    assert found == {"running": 3, "in_flight": {"requests": 3}, "replicas": {"a": loads[0], "b": loads[1]}}
+    in_flight = {"requests": 3, "sequences": 0}
+    assert found == {"running": 3, "in_flight": in_flight, "replicas": {"a": loads[0], "b": loads[1]}}
 
 
 def test_a_refusal_of_one_ring_is_the_answer() -> None:
