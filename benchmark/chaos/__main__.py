@@ -122,7 +122,8 @@ def failures(found: dict[str, Any]) -> list[str]:
     for name, moved in found["growth"].items():
         if found["growth_counts"] and moved["growth_percent"] > MOST_GROWTH_PERCENT:
             broken.append(f"{name} grew by {moved['growth_percent']} %")
-        if moved["files_after"] > moved["files_before"] + EXTRA_FILES:
+        # In a short run the idle connections may be most of one half.
+        if found["growth_counts"] and moved["files_after"] > moved["files_before"] + EXTRA_FILES:
             broken.append(f"{name} has {moved['files_after']} files open, and had {moved['files_before']}")
         if not found["kills"] and moved["runs"] > 1:
             broken.append(f"{name} was started {moved['runs']} times, though nobody killed it")
