@@ -31,6 +31,7 @@ HOME = Path(__file__).resolve().parent.parent
 APPLICATION = HOME / "deploy" / "ray" / "app.yaml"
 SERVE = [sys.executable, "-m", "ray.serve.scripts"]
 DASHBOARD = re.compile(r"http://[0-9.]+:[0-9]+")
+FAILED = "Failed to update the deployments"  # as Serve says when a replica cannot start
 STOP_TIMEOUT_S = 60.0
 
 
@@ -149,7 +150,7 @@ class RayCluster:
         deadline = time.monotonic() + self._timeout_s
         while not self._is_ready():
             said = "".join(self.log)
-            if self.process.poll() is not None or "DEPLOY_FAILED" in said or time.monotonic() > deadline:
+            if self.process.poll() is not None or FAILED in said or time.monotonic() > deadline:
                 raise RayClusterError(f"the application is not ready: {said}")
             time.sleep(0.1)
 
