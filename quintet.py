@@ -164,6 +164,7 @@ class LLM:
         self._thread = threading.Thread(target=self._supervisor.run, name="supervisor", daemon=True)
         self._thread.start()
         self._rids = count(first_rid(0, ring.epoch))
+        self._next_text = 0  # number of the Text that must come next
         try:
             self.model = self._wait_until_ready()
         except BaseException:
@@ -234,7 +235,12 @@ class LLM:
     def _messages(self) -> Iterator[Any]:
         """Everything that reaches the gateway's inbox. Raises LLMError when the ring ends."""
         while True:
-            yield from self._inbox.receive(0.2)
+            messages = self._inbox.receive(0.2)
+            numbers = [message.number for message in messages if type(message) is Text]
+            first, self._next_text = self._next_text, numbers[-1] + 1 if numbers else self._next_text
+            if numbers != [*range(first, first + len(numbers))]:
+                raise LLMError("a part of the answers was lost inside the engine; ask again")
+            yield from messages
             if not self._thread.is_alive():
                 raise LLMError(self._supervisor.fatal or "a process of the ring was lost; its log says why")
 

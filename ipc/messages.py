@@ -278,9 +278,7 @@ class Tokens:
     tails: list[Tail]
     time_ns: int  # when the step's result arrived
     readings: list[Reading] = field(default_factory=list)  # no position twice; of sequences whose Head is out
-    number: int = (
-        0  # of those that this run sends to this detokenizer, from 0: without one of them texts would be wrong
-    )
+    number: int = 0  # of those that this run sends to this detokenizer, from 0: without one, texts would be wrong
 
 
 @message(7)

@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmark.server import LAUNCH, Server, ServerError
 from ipc.mock_vocabulary import WORDS
+from quintet import LLM, LLMError, SamplingParams
 from tests.e2e.conftest import async_client, client, wait_for, wait_until_idle
 
 TEXT = "".join(WORDS)
@@ -260,6 +261,15 @@ def test_bad_arguments_are_one_clear_line_and_exit_code_2(arguments: list[str], 
     assert outcome.returncode == 2
     assert words in outcome.stderr
     assert "Traceback" not in outcome.stderr
+
+
+def test_the_offline_api_notices_a_missing_text() -> None:
+    with LLM("mock") as llm:
+        assert llm.generate("x", SamplingParams(max_tokens=3))[0].text == "".join(WORDS[:3])
+        llm._next_text += 1  # as if one had been sent, and had not come
+        with pytest.raises(LLMError, match="a part of the answers was lost"):
+            llm.generate("x", SamplingParams(max_tokens=3))
+        assert llm.generate("x", SamplingParams(max_tokens=3))[0].text == "".join(WORDS[:3])
 
 
 def test_health_answers_before_the_ring_is_ready() -> None:
