@@ -309,7 +309,7 @@ class Planner:
     def _register_prefills(self, step: Step, now: int) -> None:
         """Let later plans find the blocks that this step's prefills fill, and let siblings go on to hit them."""
         for sequence in step.prefills:
-            step.filled[sequence.slot] = self._residents.register(sequence, sequence.num_planned)
+            step.filled[sequence] = self._residents.register(sequence, sequence.num_planned)
             if sequence.siblings and sequence.num_tokens > sequence.prompt_len:
                 for sibling in take_siblings(sequence):
                     sibling.hashes = sequence.hashes[: sibling.prompt_len // self._block_size]

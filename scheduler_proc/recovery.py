@@ -5,6 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from scheduler_proc.sequence import Sequence
+from scheduler_proc.step import Step
+
+
+def filled_by(sequences: set[Sequence], steps: Iterable[Step]) -> set[int]:
+    """The blocks that the prefills of some sequences fill in the given steps.
+
+    A failed chunk need not fill a block for the next chunks, planned already, to go on from garbage and to fill some.
+    """
+    pairs = (pair for step in steps for pair in step.filled.items())
+    return {block for sequence, blocks in pairs if sequence in sequences for block in blocks}
 
 
 def built_on(bad: set[int], sequences: Iterable[Sequence]) -> list[Sequence]:

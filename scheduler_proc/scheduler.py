@@ -27,7 +27,7 @@ from scheduler_proc.life_cycle import END_OF_REASON, Event, State
 from scheduler_proc.life_log import LifeLog
 from scheduler_proc.planner import Planner, take_siblings
 from scheduler_proc.policies import find_policy
-from scheduler_proc.recovery import built_on
+from scheduler_proc.recovery import built_on, filled_by
 from scheduler_proc.reports import Reports
 from scheduler_proc.residents import Residents
 from scheduler_proc.rows import select_rows
@@ -290,11 +290,10 @@ class Scheduler:
         for slot, error in zip(result.failed, result.errors, strict=True):
             sequence = member_of[slot]
             # Everything that it computed itself: what failed here may have gone wrong some chunks earlier.
-            bad.update(sequence.blocks[sequence.num_shared :], step.filled.get(slot, ()))
+            bad.update(sequence.blocks[sequence.num_shared :])
             if result.step > sequence.discard_until:  # else it is over, or rewound already
                 self._finish(sequence, ERROR, now, refusal=Refusal(500, "server_error", error))
-        self._rewind(built_on(bad, self.residents.sequences), now)
-        self._forget(bad)
+        self._forget_work(bad, step, {member_of[slot] for slot in failed}, now)
         return [sequence for sequence in step.samplers if slot_of[sequence] not in failed]
 
     def _run_out(self, step: Step, now: int) -> None:
@@ -307,9 +306,7 @@ class Scheduler:
         else:
             self._rewind(believed, now)
         # Its decodes' blocks have no names before their tokens are there.
-        bad = {block for blocks in step.filled.values() for block in blocks}
-        self._rewind(built_on(bad, self.residents.sequences), now)
-        self._forget(bad)
+        self._forget_work(set(), step, set(step.prefills), now)
 
     def _rewind(self, sequences: list[Sequence], now: int) -> None:
         """Compute sequences again from the tokens that have arrived, whatever the steps in flight make of them."""
@@ -318,13 +315,14 @@ class Scheduler:
             if sequence.slot >= 0:
                 self.planner.preempt(sequence, now)
 
-    def _forget(self, bad: set[int]) -> None:
-        """No later plan finds blocks whose content is not what their names say."""
+    def _forget_work(self, bad: set[int], step: Step, failed: set[Sequence], now: int) -> None:
+        """Rewind who built on `bad` blocks or on what `failed` members of a step filled, and let nobody find those."""
+        later = list(self.planner.in_flight.values())
+        bad |= filled_by(failed, [step, *later])
+        self._rewind(built_on(bad, self.residents.sequences), now)
         self.residents.pool.forget(bad)
         # Whoever built on bad blocks and has left since did so in the steps behind this one.
-        for later in self.planner.in_flight.values():
-            for blocks in later.filled.values():
-                self.residents.pool.forget(blocks)
+        self.residents.pool.forget(block for step in later for blocks in step.filled.values() for block in blocks)
 
     # -- the life of a sequence ----------------------------------------------------------------------------------------
 

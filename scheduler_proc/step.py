@@ -34,7 +34,7 @@ class Step:
     partials: int = 0  # prefills that do not end with this step
     long_partials: int = 0  # those of them that are long
     filling: set[bytes] = field(default_factory=set)  # hashes of the blocks that its prefills fill
-    filled: dict[int, list[int]] = field(default_factory=dict)  # slot -> blocks that its prefill fills
+    filled: dict[Sequence, list[int]] = field(default_factory=dict)  # the blocks that its prefills fill
     slots: list[int] = field(default_factory=list)  # of `members`; whoever has left since has no slot any more
     stale: bool = False  # somebody among its members may be over, or was rewound, since it was planned
     planned_ns: int = 0

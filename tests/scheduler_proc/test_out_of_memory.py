@@ -83,6 +83,24 @@ def test_what_a_step_behind_it_read_of_a_prompt_does_not_count(wants: str) -> No
     assert client.embedding.get(0, []) == ([sum(prompt)] if wants == "embedding" else [])
 
 
+def test_who_shares_a_block_that_a_later_chunk_filled_computes_again() -> None:
+    """The first chunk, which finds no memory, fills no block; the second one does, and another prompt has taken it."""
+    ready = RunnerReady(4, 4, 64, 2, Ids("i", [EOS]))
+    values = complete({"max_num_batched_tokens": 2, "pipeline_depth": 3})
+    scheduler = Scheduler(ready, section(SchedulerConfig, values))
+    runner, client, prompt = FakeRunner(ready), Client(), [5, 5, 5, 5, 1]
+    for rid in (0, 1):
+        scheduler.submit(submit(rid, prompt, 1), 0)
+    most_tokens = 1
+    while len(client.reason) < 2:
+        while (plan := scheduler.plan(0)) is not None:
+            runner.plans.append(plan)
+        scheduler.result(runner.execute(most_tokens=most_tokens), 0)
+        most_tokens = 2
+        client.take(scheduler.outgoing)
+    assert client.output == {rid: generate(prompt, 1, ignore_eos=False) for rid in (0, 1)}
+
+
 def test_with_no_memory_at_all_everything_ends() -> None:
     client, scheduler = serve(0)
     assert set(client.reason.values()) == {ERROR}

@@ -226,8 +226,9 @@ TestSchedulerMachine = SchedulerMachine.TestCase
 TestSchedulerMachine.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)
 
 
+@pytest.mark.parametrize("steps_run_out", [False, True])
 @pytest.mark.parametrize("seed", range(5))
-def test_a_thousand_random_events_in_one_life(seed: int) -> None:
+def test_a_thousand_random_events_in_one_life(seed: int, steps_run_out: bool) -> None:
     """The same rules in one long run, under memory so short that it preempts all the time."""
     rng = random.Random(seed)
     machine = SchedulerMachine()
@@ -261,6 +262,7 @@ def test_a_thousand_random_events_in_one_life(seed: int) -> None:
         (3, lambda: machine.abort(some_rid(), rng.randint(0, 2))),
         (2, lambda: machine.stop_hit(some_rid(), rng.randint(0, 2))),
         (1, lambda: machine.fail_one(rng.randint(0, 4))),
+        (2 * steps_run_out, lambda: machine.run_out_of_memory(rng.randint(0, 6))),
     ]
     weights = [weight for weight, _ in events]
     for _ in range(1000):
@@ -268,5 +270,5 @@ def test_a_thousand_random_events_in_one_life(seed: int) -> None:
         machine.blocks_add_up()
         machine.the_events_tell_which_blocks_are_known()
         machine.tokens_are_right()
-    assert machine.scheduler.planner.preemptions > 10
+    assert machine.scheduler.planner.preemptions > (0 if steps_run_out else 10)
     machine.teardown()
