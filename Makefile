@@ -6,7 +6,7 @@ ARGS ?=
 
 SCENARIOS := smoke baseline-no-batching dynamic-default cache-miss cache-hit mixed-prompt block-pressure bursty multi-turn
 
-.PHONY: install serve chat test lint bench-baseline $(SCENARIOS:%=bench-%) bench-control-plane simulate compare-policies
+.PHONY: install serve chat test explore lint bench-baseline $(SCENARIOS:%=bench-%) bench-control-plane simulate compare-policies
 
 install: $(VENV)/.installed
 
@@ -26,6 +26,10 @@ chat: install
 
 test: install
 	$(BIN)/python -m pytest $(ARGS)
+
+# The property tests on examples that are new every time. `make test` repeats the same ones.
+explore: install
+	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile explore $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .
