@@ -45,17 +45,16 @@ class Decoder:
 
         Without sample_rows, every token samples. The attention step knows the positions itself.
         """
-        hidden = self._run_layers(token_ids, step)
-        return self._logits(hidden if sample_rows is None else hidden[sample_rows])
+        return self._logits(self._run_layers(token_ids, sample_rows, step))
 
     def read(self, token_ids: Tensor, positions: Tensor, step: AttentionStep) -> Readout:
         """As `forward`, for those who want to know more than the logits of some rows."""
-        hidden = self._run_layers(token_ids, step)
+        hidden = self._run_layers(token_ids, None, step)
         normed = rms_norm(hidden, self.weights.norm, self.settings.norm_eps)
         return Readout(normed, lambda rows: self._logits(hidden[rows]))
 
-    def _run_layers(self, token_ids: Tensor, step: AttentionStep) -> Tensor:
-        """token_ids [T] -> what the last layer leaves [T, hidden], before the last norm."""
+    def _run_layers(self, token_ids: Tensor, rows: Tensor | None, step: AttentionStep) -> Tensor:
+        """token_ids [T] -> what the last layer leaves of `rows` [S, hidden], or of all tokens, before the last norm."""
         s, ops, weights = self.settings, self.ops, self.weights
         q_size, kv_size = s.num_heads * s.head_dim, s.num_kv_heads * s.head_dim
         hidden = ops.embed(weights.embedding, token_ids, s.embedding_scale)
@@ -69,8 +68,13 @@ class Decoder:
                 value.view(-1, s.num_kv_heads, s.head_dim),
                 self._params[index],
                 self._transforms[index],
-            )
-            hidden = ops.add_linear(hidden, attended.flatten(1), layer.output, layer.output_bias, s.residual_scale)
+            ).flatten(1)
+            if rows is not None and layer is weights.layers[-1]:
+                # The other tokens have left their keys and values by now, and nobody reads what would become of them.
+                hidden, attended = hidden[rows], attended[rows]
+                if len(rows) == 0:
+                    break
+            hidden = ops.add_linear(hidden, attended, layer.output, layer.output_bias, s.residual_scale)
             activated = ops.norm_gate_up(hidden, layer.post_norm, s.norm_eps, layer.gate_up, layer.gate_up_bias)
             hidden = ops.add_linear(hidden, activated, layer.down, layer.down_bias, s.residual_scale)
         return hidden
