@@ -69,7 +69,7 @@ class RayCluster:
         requests.get(cluster.url + "/ready")
     """
 
-    def __init__(self, config: Mapping[str, Any], start_timeout_s: float = 180.0) -> None:
+    def __init__(self, config: Mapping[str, Any], start_timeout_s: float = 300.0) -> None:
         self.log: list[str] = []
         self.http_options = config["http_options"]
         self.url = "http://{host}:{port}".format(**self.http_options)
@@ -85,6 +85,9 @@ class RayCluster:
             "RAY_AUTH_TOKEN": secrets.token_hex(32),  # else Ray makes one, and leaves it in the home folder
             "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(100 << 20),
             "RAY_USAGE_STATS_ENABLED": "0",
+            # On a busy machine Serve's proxy starts for longer than Serve has patience, and is killed while it does.
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+            "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
         }
 
     def __enter__(self) -> RayCluster:
