@@ -306,7 +306,7 @@ class Scheduler:
         else:
             self._rewind(believed, now)
         # Its decodes' blocks have no names before their tokens are there.
-        self._forget_work(set(), step, set(step.prefills), now)
+        self._forget_work(set(), step, set(step.members), now)
 
     def _rewind(self, sequences: list[Sequence], now: int) -> None:
         """Compute sequences again from the tokens that have arrived, whatever the steps in flight make of them."""
@@ -322,7 +322,7 @@ class Scheduler:
         self._rewind(built_on(bad, self.residents.sequences), now)
         self.residents.pool.forget(bad)
         # Whoever built on bad blocks and has left since did so in the steps behind this one.
-        self.residents.pool.forget(block for step in later for blocks in step.filled.values() for block in blocks)
+        self.residents.pool.forget(block for other in later for blocks in other.filled.values() for block in blocks)
 
     # -- the life of a sequence ----------------------------------------------------------------------------------------
 

@@ -64,7 +64,7 @@ def test_attention_equals_float64(name: str, dtype: torch.dtype) -> None:
 
     case = CASES[name]
     if case.dim == 256 and dtype == torch.float32:
-        pytest.skip("too wide for the shared memory of a GPU")
+        pytest.skip("too wide in float32 for the shared memory of a GPU; runs there in bfloat16")
     rng = np.random.default_rng(5)
     generator = torch.Generator(DEVICE).manual_seed(3)
 

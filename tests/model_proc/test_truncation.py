@@ -52,7 +52,7 @@ def test_thresholds_are_those_of_a_sorted_row(spread: float) -> None:
         assert wrongly.sum() <= 1e-5 + 4 * (len(wrongly) <= 2) * expected, kind
 
 
-@pytest.mark.skipif(DEVICE.type != "cuda", reason="only a GPU can be waited for")
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="runs on a GPU: nothing else is waited for")
 def test_the_host_waits_for_nothing() -> None:
     kinds = [
         Sampling(temperature=0.0, presence_penalty=1.0), Sampling(temperature=0.7, seed=1, top_p=0.999),

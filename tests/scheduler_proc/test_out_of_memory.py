@@ -101,6 +101,29 @@ def test_who_shares_a_block_that_a_later_chunk_filled_computes_again() -> None:
     assert client.output == {rid: generate(prompt, 1, ignore_eos=False) for rid in (0, 1)}
 
 
+def test_a_part_of_one_token_may_be_behind_a_block_that_is_filled_later() -> None:
+    """Computed again, a sequence gets one token of a step that finds no memory, then more, which another one takes."""
+    ready = RunnerReady(32, 4, 64, 4, Ids("i", [EOS]))
+    values = complete({"max_num_batched_tokens": 4, "pipeline_depth": 3})
+    scheduler = Scheduler(ready, section(SchedulerConfig, values))
+    runner, client = FakeRunner(ready), Client()
+    first = [5] * 4
+    conversation = first + generate(first, 4, ignore_eos=True) + [1]
+    requests = [([1], 8), (first, 8), (conversation, 1), (conversation, 1)]
+    sent_before_step = [0, 0, 3, 4]
+    for index in range(50):
+        for rid, (prompt, max_tokens) in enumerate(requests):
+            if sent_before_step[rid] == index:
+                scheduler.submit(submit(rid, prompt, max_tokens, ignore_eos=True), 0)
+        while (plan := scheduler.plan(0)) is not None:
+            runner.plans.append(plan)
+        if runner.plans:
+            scheduler.result(runner.execute(most_tokens=1 if index in (5, 10) else None), 0)
+            client.take(scheduler.outgoing)
+    for rid, (prompt, max_tokens) in enumerate(requests):
+        assert client.output[rid] == generate(prompt, max_tokens, ignore_eos=True)
+
+
 def test_with_no_memory_at_all_everything_ends() -> None:
     client, scheduler = serve(0)
     assert set(client.reason.values()) == {ERROR}
